@@ -1,0 +1,1 @@
+//! The border to Kubernetes: the only modules that name its types.
