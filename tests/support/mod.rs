@@ -9,5 +9,6 @@
 )]
 
 pub mod api_server;
+pub mod kubelet;
 pub mod objects;
 pub mod pushgateway;

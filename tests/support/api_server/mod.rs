@@ -284,6 +284,17 @@ impl ApiServer {
         tokio::time::timeout(timeout, found).await.ok()
     }
 
+    /// Waits until there is no such object.
+    pub async fn wait_gone(&self, resource: &str, namespace: &str, name: &str) {
+        let mut changed = self.shared.changed.subscribe();
+        while self.object(resource, namespace, name).is_some() {
+            changed
+                .changed()
+                .await
+                .expect("the sender lives as long as this handle");
+        }
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.shared
             .state
