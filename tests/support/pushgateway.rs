@@ -136,6 +136,13 @@ impl Pushgateway {
         self.world().faults.push(scripted);
     }
 
+    /// Pushes into the group of a grouping key (`job/<job>/<label>/<value>`), as somebody did earlier.
+    pub fn push(&self, key: &str, body: &str) {
+        let key = grouping_key(key).expect("the key is well-formed");
+        let families = parse(body).expect("the body is well-formed");
+        self.world().push(key, families, true).expect("it is consistent");
+    }
+
     /// Every request so far, in the order in which they came.
     pub fn requests(&self) -> Vec<Recorded> {
         self.world().requests.clone()
