@@ -4,7 +4,15 @@
 //! - `open`: base directory → the volume's directory, never leaving it.
 //! - `walk`: threads that read directories and look at each entry.
 
+mod links;
+mod mounts;
 mod open;
+mod pace;
+mod schedule;
+mod sweep;
+mod sys;
+mod tally;
+mod tree;
 mod walk;
 
 use std::num::NonZeroUsize;
