@@ -221,7 +221,7 @@ fn multiply_fraction(digits_from_last: impl Iterator<Item = u64>, shift: u32) ->
     let mut is_exact = true;
     for digit in digits_from_last {
         let product = (digit << shift) + carry;
-        is_exact &= product % 10 == 0;
+        is_exact &= product.is_multiple_of(10);
         carry = product / 10;
     }
     carry + u64::from(!is_exact)
