@@ -55,7 +55,8 @@ pub struct Group {
 
 impl Pushgateway {
     /// A client for the server of `config`; nothing is sent yet. Proxies are taken from the usual environment
-    /// variables (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case).
+    /// variables (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A proxy that itself speaks TLS in
+    /// front of an http server is checked by `ca_file` alone.
     pub fn new(config: PushgatewayConfig) -> Result<Self, PushgatewayError> {
         let PushgatewayConfig {
             url,
@@ -109,7 +110,7 @@ impl Pushgateway {
             .headers_mut()
             .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         *request.body_mut() = Some(body.gzip().to_vec().into());
-        self.send(request, budget, async |_| Ok(())).await
+        self.send(request, budget, read_nothing).await
     }
 
     /// Deletes the group of `key`, within `budget`. A group that does not exist is deleted as well, so that this is as
@@ -118,7 +119,7 @@ impl Pushgateway {
         self.send(
             self.request(Method::DELETE, &key.path()),
             budget,
-            async |_| Ok(()),
+            read_nothing,
         )
         .await
     }
@@ -144,11 +145,11 @@ impl Pushgateway {
     }
 
     /// Tries `request` until `accept` takes a reply, something fails for good, or `budget` is used up.
-    async fn send<Accepted>(
+    async fn send<Accepted, Reading: Future<Output = Result<Accepted, Cause>>>(
         &self,
         request: Request,
         budget: Duration,
-        accept: impl AsyncFn(Response) -> Result<Accepted, Cause>,
+        accept: fn(Response) -> Reading,
     ) -> Result<Accepted, PushError> {
         let begin = Instant::now();
         let mut delays = retry_delays();
@@ -157,7 +158,7 @@ impl Pushgateway {
             tries += 1;
             let remaining = budget.saturating_sub(begin.elapsed());
             let cause = match self
-                .try_once(&request, remaining.min(self.request_timeout), &accept)
+                .try_once(&request, remaining.min(self.request_timeout), accept)
                 .await
             {
                 Ok(accepted) => return Ok(accepted),
@@ -186,11 +187,11 @@ impl Pushgateway {
         }
     }
 
-    async fn try_once<Accepted>(
+    async fn try_once<Accepted, Reading: Future<Output = Result<Accepted, Cause>>>(
         &self,
         request: &Request,
         timeout: Duration,
-        accept: impl AsyncFn(Response) -> Result<Accepted, Cause>,
+        accept: fn(Response) -> Reading,
     ) -> Result<Accepted, Cause> {
         let mut request = request.try_clone().expect("a body in memory");
         *request.timeout_mut() = Some(timeout);
@@ -404,6 +405,11 @@ fn follow_within_the_server(attempt: redirect::Attempt<'_>) -> redirect::Action 
     }
 }
 
+/// The status of a reply to a PUT or a DELETE says all.
+async fn read_nothing(_: Response) -> Result<(), Cause> {
+    Ok(())
+}
+
 /// Reads the list of groups on a thread that may block, because the JSON reader pulls.
 async fn read_list(response: Response) -> Result<Vec<Group>, Cause> {
     let stream = Box::pin(
@@ -516,16 +522,8 @@ fn one_line(bytes: &[u8]) -> String {
 
 /// What a request without a whole reply means.
 fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
-    let is_certificate = causes(error).any(|cause| {
-        // TLS errors travel inside of I/O errors, which hide them from the chain of sources.
-        let inner = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let tls = inner
-            .and_then(|inner| inner.downcast_ref())
-            .or_else(|| cause.downcast_ref());
-        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
-    });
+    let is_certificate = causes(error)
+        .any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_))));
     if is_certificate {
         Cause::Untrusted {
             why: deepest_cause(error),
@@ -538,6 +536,17 @@ fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
         Cause::Unreachable {
             why: deepest_cause(error),
         }
+    }
+}
+
+/// The TLS error in `error`. I/O errors, in which it travels, may lie in each other, and are not in the chain of sources.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    match error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+    {
+        Some(inner) => tls_error(inner),
+        None => error.downcast_ref(),
     }
 }
 
