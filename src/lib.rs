@@ -12,8 +12,10 @@
 //!
 //! - [`volumes`] is pure: quantities, paths, node affinity, placement and the plan. It knows no Kubernetes type.
 //! - [`kubernetes`] is the border to the API server: objects in, Jobs out.
+//! - [`exposition`] writes metrics as compressed text.
 //! - [`pushgateway`] owns the life of what is pushed: grouping keys, requests, and what is retired.
 
+pub mod exposition;
 pub mod kubernetes;
 pub mod pushgateway;
 pub mod volumes;
