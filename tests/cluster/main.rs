@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         if !settings.keep
             && let Err(error) = world.remove()
         {
-            eprintln!("cannot clean up: {error:?}");
+            eprintln!("cannot clean up: {error:#}");
             exit = ExitCode::FAILURE;
         }
     }
@@ -135,11 +135,11 @@ fn trial(settings: &Settings, name: &str, needed: &[&NodeCommand], step: fn(&Wor
                 Ok(Completion::ignored_with(reason))
             };
         }
-        let world = WORLD.get_or_init(|| World::new(settings).map_err(|error| format!("{error:?}")));
+        let world = WORLD.get_or_init(|| World::new(settings).map_err(|error| format!("{error:#}")));
         let world = world
             .as_ref()
             .map_err(|error| Failed::from(format!("there is nothing to test on: {error}")))?;
-        step(world).map_err(|error: Error| Failed::from(format!("{error:?}")))?;
+        step(world).map_err(|error: Error| Failed::from(format!("{error:#}")))?;
         Ok(Completion::Completed)
     })
 }
