@@ -112,6 +112,36 @@ pub(crate) fn install(settings: &Settings, nodes: &Nodes) -> Result<()> {
     Ok(())
 }
 
+/// Every object of what users apply passes the API server's strict validation: the overlay, and the components.
+pub(crate) fn validate(settings: &Settings, nodes: &Nodes) -> Result<()> {
+    let folder = write_overlay(settings, nodes)?;
+    let with_components = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": ["../manifests/overlays/default"],
+        "components": ["../manifests/components/persistence"],
+    });
+    fs::create_dir(folder.path().join("components"))?;
+    fs::write(
+        folder.path().join("components/kustomization.yaml"),
+        with_components.to_string(),
+    )?;
+    for overlay in ["manifests/overlays/default", "components"] {
+        let overlay = folder.path().join(overlay);
+        let objects = kubectl(&["kustomize", overlay.to_str().context("a path that is text")?])?;
+        let check = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+        ];
+        kubectl_with_input(&check, &objects)?;
+    }
+    Ok(())
+}
+
 /// `kubectl delete -k`, after which nothing is left.
 pub(crate) fn uninstall(settings: &Settings, nodes: &Nodes) -> Result<()> {
     let folder = write_overlay(settings, nodes)?;

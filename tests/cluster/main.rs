@@ -63,6 +63,9 @@ fn trials(settings: &Settings) -> Vec<Trial> {
             &[&s.node_exec],
             steps::numbers::every_claim_is_what_du_says,
         ),
+        trial(s, "every_object_is_valid", &[], |world| {
+            install::validate(&world.settings, &world.nodes)
+        }),
         trial(s, "a_run_by_the_schedule", &[], steps::numbers::a_run_by_the_schedule),
         trial(
             s,

@@ -55,7 +55,7 @@ impl Run {
         serde_json::from_str(&message).with_context(|| format!("the worker on {node} left the message {message:?}"))
     }
 
-    /// The last line of the log that has `field`: the controller's summary.
+    /// The last line of the log, which is the controller's summary.
     pub(crate) fn summary(&self) -> Result<Value> {
         let lines = self
             .log

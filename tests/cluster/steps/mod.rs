@@ -63,7 +63,7 @@ impl World {
     /// Prints every figure once more.
     pub(crate) fn print_figures(&self) {
         if let Ok(figures) = self.figures.lock() {
-            println!("figures of the run on the cluster:\n  {}", figures.join("\n  "));
+            println!("figures of the run on the cluster:\n  {}\n", figures.join("\n  "));
         }
     }
 

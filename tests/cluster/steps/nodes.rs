@@ -164,7 +164,7 @@ pub(crate) fn wait_until_ready(nodes: &[&str]) -> Result<()> {
 }
 
 /// The metric that says what became of each volume.
-const SCAN_STATE: &str = "local_volume_stats_scan_state";
+const SCAN_STATE: &str = "local_volume_scan_state";
 /// The metric of the report that says which nodes were not measured and why.
 const NOT_MEASURED: &str = "lp_exporter_node_not_measured";
 

@@ -43,13 +43,17 @@ pub(crate) fn a_run_that_is_ended_early(world: &World) -> Result<()> {
     let ended = start()?;
     ended.wait_for_worker(&world.nodes.home, is_held)?;
     // Deleting the Job ends its pod with a SIGTERM, and nothing is started in its place.
+    kubectl(&["delete", "job", ended.job(), "-n", NAMESPACE])?;
+    let selector = format!("job-name={}", ended.job());
     kubectl(&[
-        "delete",
-        "job",
-        ended.job(),
+        "wait",
+        "pod",
+        "-l",
+        &selector,
         "-n",
         NAMESPACE,
-        "--timeout=60s",
+        "--for=delete",
+        "--timeout=45s",
         "--request-timeout=0",
     ])?;
     restore_template()?;
