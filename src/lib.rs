@@ -4,16 +4,97 @@
 //!
 //! ```text
 //! PersistentVolume ──────┐
-//! PersistentVolumeClaim ─┼─ kubernetes::convert ── volumes (placement, plan) ── kubernetes::job ── Job
+//! PersistentVolumeClaim ─┼─ kubernetes::convert ─ volumes (placement, plan) ─ kubernetes::job ─ Job
 //! Node ──────────────────┘                              │
-//!                                                       └─ metrics ── pushgateway
-//! NodePlan ── worker (lp-measure) ── metrics ── pushgateway
+//!                                                       └─ metrics ─ exposition ─ pushgateway
+//! NodePlan ─ worker (lp-measure) ─ metrics ─ exposition ─ pushgateway
 //! ```
 //!
-//! - [`volumes`] is pure: quantities, paths, node affinity, placement and the plan. It knows no Kubernetes type.
+//! The programs: [`controller`] is one run over a cluster, [`worker`] measures one node. [`cli`] is their command line,
+//! [`exit`] how they end.
+//!
+//! What decides is pure, without clock, network or disk:
+//! - [`volumes`]: quantities, paths, node affinity, placement, and the plan. It knows no Kubernetes type.
+//!   [`volumes::node_plan`] is the seam between the two programs.
+//! - [`deadlines`]: every deadline of a run, from its interval.
+//! - [`tracker`]: what becomes of each node, from the events of the cluster.
+//! - [`metrics`]: every family in one list, and what each group holds.
+//!
+//! What acts:
 //! - [`kubernetes`] is the border to the API server: objects in, Jobs out.
 //! - [`pushgateway`] owns the life of what is pushed: grouping keys, requests, and what is retired.
+//! - [`confine`] takes from a worker every system call that it does not need.
 
+pub mod cli;
+pub mod confine;
+pub mod controller;
+pub mod deadlines;
+pub mod exit;
+pub mod exposition;
 pub mod kubernetes;
+pub mod metrics;
 pub mod pushgateway;
+pub mod summary;
+pub mod tracker;
 pub mod volumes;
+pub mod worker;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use cli::{Cli, Command, LogArguments, LogFormat, LogLevel};
+use exit::Exit;
+
+/// Runs the program with the given arguments, the first of which is its own name, and tells how it ended.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done about a closed standard output.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::BadConfiguration.into()
+            } else {
+                Exit::Done.into()
+            };
+        }
+    };
+    match cli.command {
+        Command::Controller(arguments) => {
+            log_to_stderr(arguments.log);
+            controller::main(arguments).into()
+        }
+        Command::Worker(arguments) => {
+            log_to_stderr(arguments.log);
+            worker::main(arguments).into()
+        }
+    }
+}
+
+fn log_to_stderr(LogArguments { log_level, log_format }: LogArguments) {
+    let level = match log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    // The libraries' own messages are for those who debug them.
+    let targets = Targets::new()
+        .with_target("lp_exporter", level)
+        .with_default(LevelFilter::ERROR.min(level));
+    let registry = tracing_subscriber::registry().with(targets);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    // A second subscriber in one process, as tests have it, keeps the first.
+    let _ = match log_format {
+        LogFormat::Text => registry.with(lines.with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+    };
+}

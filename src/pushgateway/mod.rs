@@ -1,1 +1,18 @@
-//! The Pushgateway: what is pushed, under which key, and what is taken away again.
+//! The life of what is pushed to a Pushgateway: under which key it lies, how it gets there, and what is taken away.
+//!
+//! - [`group`]: grouping keys and the extra labels of the user. Pure.
+//! - [`retire`]: which groups have outlived their node. Pure.
+//! - [`client`]: the requests, their retries and their errors.
+//!
+//! What is pushed is none of its business: it takes an [`crate::exposition::Body`].
+
+pub mod client;
+pub mod group;
+mod list;
+pub mod retire;
+mod tls;
+
+pub use client::{Cause, Group, PushError, Pushgateway, PushgatewayConfig, PushgatewayError};
+pub use group::{GroupingKey, GroupingLabel, GroupingLabelError, GroupingLabels};
+pub use retire::groups_to_retire;
+pub use tls::TlsError;

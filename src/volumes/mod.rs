@@ -1,5 +1,9 @@
 //! Which volumes there are, where they lie and what is to be measured: pure, without any Kubernetes type.
 
 pub mod affinity;
+pub mod node_plan;
 pub mod path;
+pub mod placement;
+pub mod plan;
 pub mod quantity;
+pub mod volume;

@@ -1,0 +1,42 @@
+# What a developer and CI run. `make help` lists the recipes.
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+DIST_TARGET := $(shell uname -m)-unknown-linux-gnu
+DIST_BINARY := $(TARGET_DIR)/$(DIST_TARGET)/dist/lp-exporter
+DIST_MAX_BYTES := 12582912
+DENY_CHECKS := advisories bans licenses sources
+IMAGE := localhost/lp-exporter:0.1.0
+
+.PHONY: help build test lint deny dist demo image manifests e2e
+
+help: ## list the recipes
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+build: ## the program, for daily work
+	cargo build --release
+
+test: ## everything that needs no root and no cluster
+	cargo test
+
+lint: ## formatting, and clippy with warnings as errors
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+deny: ## advisories, licences, sources and duplicates of the dependencies (needs cargo-deny)
+	cargo deny check $(DENY_CHECKS)
+
+dist: ## the static binary of images and downloads, and its size
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile dist --target $(DIST_TARGET)
+	@size=$$(stat -c %s $(DIST_BINARY)); echo "$(DIST_BINARY): $$size bytes"; test $$size -le $(DIST_MAX_BYTES)
+
+demo: ## a whole run on this machine, without a cluster
+	cargo run --release --example demo
+
+image: ## the image, by docker (or CONTAINER_ENGINE=podman)
+	$(or $(CONTAINER_ENGINE),docker) build -t $(IMAGE) .
+
+manifests: ## what `kubectl apply -k manifests/overlays/default` applies
+	kubectl kustomize manifests/overlays/default
+
+e2e: ## the run on the cluster of KUBECONFIG with the image LP_EXPORTER_TEST_IMAGE
+	cargo test --test cluster -- --nocapture

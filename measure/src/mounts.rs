@@ -1,0 +1,174 @@
+//! Mounts: which one a descriptor is on, and whether a volume that is a mount of its own may be answered by its file
+//! system.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, fstatvfs, statx};
+use rustix::io::Errno;
+
+/// The kernel's number of a mount, as in mountinfo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MountId(pub(crate) u64);
+
+/// The mount that a descriptor was opened on: by statx (Linux 5.8), else from /proc.
+pub(crate) fn id(fd: BorrowedFd) -> Result<MountId, Errno> {
+    match statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID) {
+        Ok(found) if found.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Ok(MountId(found.stx_mnt_id)),
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => id_from_proc(fd),
+        Err(error) => Err(error),
+    }
+}
+
+fn id_from_proc(fd: BorrowedFd) -> Result<MountId, Errno> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let number = text
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    number.map(MountId).ok_or(Errno::NOSYS)
+}
+
+/// One line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) id: MountId,
+    /// Major and minor number.
+    pub(crate) device: (u32, u32),
+    /// The directory of the file system that is mounted.
+    pub(crate) root: PathBuf,
+    pub(crate) kind: String,
+    pub(crate) source: String,
+}
+
+/// The mounts that this process sees; none where /proc does not tell.
+pub(crate) fn all() -> Vec<Mount> {
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .map(|text| parse(&text))
+        .unwrap_or_default()
+}
+
+fn parse(mountinfo: &str) -> Vec<Mount> {
+    mountinfo.lines().filter_map(parse_line).collect()
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+fn parse_line(line: &str) -> Option<Mount> {
+    let (place, file_system) = line.split_once(" - ")?;
+    let mut place = place.split(' ');
+    let id = MountId(place.next()?.parse().ok()?);
+    let (major, minor) = place.nth(1)?.split_once(':')?;
+    let root = unescape(place.next()?);
+    let mut file_system = file_system.split(' ');
+    Some(Mount {
+        id,
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        root,
+        kind: file_system.next()?.to_owned(),
+        source: file_system.next()?.to_owned(),
+    })
+}
+
+/// Blank, tab, line end and backslash stand there in octal.
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = tail
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// File systems whose counters are those of one disk, and of all that is on it. Not btrfs (subvolumes, and it shares
+/// blocks), not overlay (it tells of the layer below), not NFS, FUSE, 9p or virtiofs (they tell of somebody else's disk).
+const COUNTING: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "tmpfs", "vfat", "exfat", "zfs",
+];
+
+/// Whether the file system's counters are this volume's own: it is the root of a mount, the whole file system is mounted
+/// there, and no other mount of that device stands anywhere, which could be another volume's.
+pub(crate) fn answers_alone(mounts: &[Mount], volume: MountId) -> bool {
+    let Some(own) = mounts.iter().find(|mount| mount.id == volume) else {
+        return false;
+    };
+    own.root.as_os_str() == "/"
+        && COUNTING.contains(&own.kind.as_str())
+        && mounts
+            .iter()
+            .all(|other| other.id == own.id || other.device != own.device)
+}
+
+/// Used bytes and inodes by the file system's own counters.
+pub(crate) fn counters(fd: impl AsFd) -> Result<(u64, u64), Errno> {
+    // statvfs has the fragment size on every architecture; statfs has it too, but not under one name.
+    let sizes = fstatvfs(&fd)?;
+    let counts = fstatfs(&fd)?;
+    let used = sizes
+        .f_blocks
+        .saturating_sub(sizes.f_bfree)
+        .saturating_mul(sizes.f_frsize);
+    Ok((used, counts.f_files.saturating_sub(counts.f_ffree)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 8:17 / /mnt/disks/a rw shared:2 - xfs /dev/sdb1 rw
+31 22 8:33 / /mnt/disks/b rw - ext4 /dev/sdc1 rw
+32 22 8:33 /sub /mnt/disks/c rw - ext4 /dev/sdc1 rw
+33 22 0:44 / /mnt/disks/d rw - btrfs /dev/sdd rw
+34 22 8:49 /one /mnt/disks/e rw - ext4 /dev/sde1 rw
+35 22 0:50 / /mnt/disks/f\\040g rw - tmpfs tmpfs rw
+36 22 0:51 / /mnt/disks/o rw - overlay overlay rw
+a line that is none
+";
+
+    #[test]
+    fn a_file_system_answers_only_for_a_volume_that_has_it_to_itself() {
+        let mounts = parse(NODE);
+        assert_eq!(mounts.len(), 8);
+        for (id, expected, why) in [
+            (30, true, "a whole disk, mounted once"),
+            (31, false, "the disk is mounted a second time"),
+            (32, false, "only a directory of the disk"),
+            (33, false, "btrfs"),
+            (34, false, "only a directory, though mounted once"),
+            (35, true, "tmpfs of its own"),
+            (36, false, "overlay"),
+            (99, false, "unknown"),
+        ] {
+            assert_eq!(answers_alone(&mounts, MountId(id)), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn octal_is_unescaped() {
+        assert_eq!(unescape(r"/a\040b\134c\9"), PathBuf::from(r"/a b\c\9"));
+    }
+
+    #[test]
+    fn the_kernel_and_proc_agree_about_a_mount() {
+        for place in ["/proc", "/", "/sys"] {
+            let directory = std::fs::File::open(place).expect("every Linux has it");
+            assert_eq!(id(directory.as_fd()), id_from_proc(directory.as_fd()), "{place}");
+        }
+    }
+}

@@ -1,0 +1,1082 @@
+//! Reads directories and looks at each entry, on threads that nobody waits for.
+//!
+//! What makes it fast: names are looked up relative to their directory's descriptor; a second thread; a directory of many
+//! entries is split into the pieces in which the kernel gives it; fstatat, not statx. What did not: statx with a mask or
+//! without synchronising (it may answer with old sizes), larger or smaller buffers than 32 KiB, looking at entries in the
+//! order of their inodes when nothing has to be read, three to eight threads when nothing has to be read.
+//!
+//! One more thread, the supervisor, touches no file system at all: it hands out results, keeps the clock, decides how
+//! many threads there are, and replaces those that hang.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Stat, fstat, major, minor, statat};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setpriority_process};
+
+use crate::mounts::{self, Mount, MountId};
+use crate::open::{Opener, file_type, state_of_place};
+use crate::pace::{self, Pressure, Rate, Times};
+use crate::schedule::{Job, Names, Packed, Pending, Piece, Resolved, Schedule, Slot};
+use crate::sweep::{self, Elevator};
+use crate::tally::{Batch, Linked};
+use crate::tree::{Descriptors, Directory, Event, Key, Tree, Volume};
+use crate::{Config, Measurement, PlaceError, Progress, Rotating, State, Target};
+
+/// 4 KiB to 1 MiB measure the same; this much holds a thousand names and stays in the processor's cache.
+const BUFFER_BYTES: usize = 32 << 10;
+/// A buffer this full comes from a directory worth splitting: the next name might not have fitted.
+const FULL_BYTES: usize = BUFFER_BYTES - 512;
+/// A directory with more names of directories than this is left for a while to go into them: a bound for memory.
+const NAMES_BYTES_MAX: usize = 128 << 10;
+/// A name that is something else each time we look is not worth more looks than this.
+const CHANGES_MAX: usize = 8;
+/// Entries between two looks at the rate and the pause.
+const STRIDE: u32 = 64;
+/// The supervisor's pulse.
+const TICK: Duration = Duration::from_millis(10);
+/// A thread without a sign of life for this long is taken for hanging. A slow disk answers within it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a resting thread sleeps before it looks whether all is over.
+const NAP: Duration = Duration::from_millis(50);
+/// Deep recursion happens nowhere.
+const STACK_BYTES: usize = 256 << 10;
+/// The least nice.
+const NICE: i32 = 19;
+/// What `measure` grants the supervisor after the last deadline.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A measurement under way. Dropping it changes nothing.
+pub struct Running(Arc<Shared>);
+
+impl Running {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.0.current_wanted.store(true, Relaxed);
+        Progress {
+            entries: self.0.entries.load(Relaxed),
+            bytes: self.0.bytes.load(Relaxed),
+            current: self.0.current.lock().expect("no panic under this lock").clone(),
+        }
+    }
+
+    /// Ends it early; what is not delivered yet is delivered as [`State::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Relaxed);
+    }
+}
+
+/// Starts measuring on threads that nobody ever joins. `deliver` is called once for each target, from one of those
+/// threads. If a file system hangs and there is no budget, its targets are never delivered: then the caller needs a
+/// deadline of its own.
+pub fn start(
+    targets: Vec<Target>,
+    config: Config,
+    deliver: impl Fn(usize, Measurement) + Send + Sync + 'static,
+) -> Running {
+    let (events, inbox) = mpsc::channel();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let at_first = pace::threads_at_first(processors, config.threads_max.get());
+    let bases = targets.iter().map(|target| target.base.clone()).collect();
+    let opener = Opener::find();
+    let needs_mounts = config.statfs || config.rotating == Rotating::Auto;
+    let shared = Arc::new(Shared {
+        schedule: Mutex::new(Schedule::new(bases, at_first, events.clone())),
+        mounts: if needs_mounts { mounts::all() } else { Vec::new() },
+        descriptors: Arc::new(Descriptors::new(opener, getrlimit(Resource::Nofile).current)),
+        rate: Mutex::new(Rate::new(config.entries_per_second)),
+        targets,
+        config,
+        opener,
+        at_first,
+        began: Instant::now(),
+        wake: Condvar::new(),
+        paused: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+        cancelled: AtomicBool::new(false),
+        entries: AtomicU64::new(0),
+        bytes: AtomicU64::new(0),
+        remembered_bytes: AtomicUsize::new(0),
+        current: Mutex::new(None),
+        current_wanted: AtomicBool::new(false),
+        events,
+    });
+    let deliver = Arc::new(deliver);
+    let supervised = (shared.clone(), deliver.clone());
+    let spawned = std::thread::Builder::new()
+        .name("measure".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let (shared, deliver) = supervised;
+            Supervisor::new(&shared, &inbox, &*deliver).run();
+        });
+    if let Err(error) = spawned {
+        let detail = format!("cannot start a thread: {error}");
+        for target in 0..shared.targets.len() {
+            deliver(
+                target,
+                Measurement::without_number(State::OutOfResources, Some(detail.clone())),
+            );
+        }
+    }
+    Running(shared)
+}
+
+/// Measures and waits, at most for the total budget and a second; what did not answer then is [`State::Timeout`].
+/// Without a total budget it waits for as long as it takes.
+pub fn measure(targets: Vec<Target>, config: Config) -> Vec<Measurement> {
+    let deadline = config.total_budget.map(|budget| Instant::now() + budget + GRACE);
+    let count = targets.len();
+    let (sender, receiver) = mpsc::channel();
+    let _running = start(targets, config, move |index, measurement| {
+        // The receiver is gone once the deadline has passed: then nobody wants the number.
+        let _ = sender.send((index, measurement));
+    });
+    let mut results: Vec<Option<Measurement>> = vec![None; count];
+    for _ in 0..count {
+        let received = match deadline {
+            Some(deadline) => receiver
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                .ok(),
+            None => receiver.recv().ok(),
+        };
+        let Some((index, measurement)) = received else { break };
+        results[index] = Some(measurement);
+    }
+    let timeout = || Measurement::without_number(State::Timeout, Some("did not answer in time".to_owned()));
+    results
+        .into_iter()
+        .map(|result| result.unwrap_or_else(timeout))
+        .collect()
+}
+
+/// What all threads of one measurement share.
+struct Shared {
+    targets: Vec<Target>,
+    config: Config,
+    opener: Opener,
+    mounts: Vec<Mount>,
+    at_first: usize,
+    began: Instant,
+    descriptors: Arc<Descriptors>,
+    schedule: Mutex<Schedule>,
+    /// There is work, or no more need to rest.
+    wake: Condvar,
+    rate: Mutex<Rate>,
+    paused: AtomicBool,
+    over: AtomicBool,
+    cancelled: AtomicBool,
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    /// Memory for inodes that were seen.
+    remembered_bytes: AtomicUsize,
+    current: Mutex<Option<PathBuf>>,
+    current_wanted: AtomicBool,
+    events: Sender<Event>,
+}
+
+/// What one thread has in hand.
+struct Hands {
+    id: usize,
+    slot: Arc<Slot>,
+    buffer: Vec<u8>,
+    batch: Batch,
+    names: Packed,
+    outbox: Vec<Pending>,
+    /// Entries until the next look at the rate and the pause.
+    stride: u32,
+}
+
+/// One record of a directory.
+struct Entry<'a> {
+    inode: u64,
+    kind: u8,
+    name: &'a CStr,
+}
+
+/// Takes a buffer that getdents filled apart.
+fn records(buffer: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    const NAME: usize = 19;
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        loop {
+            let (inode, _) = rest.split_first_chunk()?;
+            let length = u16::from_ne_bytes([*rest.get(16)?, *rest.get(17)?]);
+            let (record, next) = rest.split_at_checked(usize::from(length).max(NAME))?;
+            rest = next;
+            let name = CStr::from_bytes_until_nul(&record[NAME..]).ok()?;
+            if name != c"." && name != c".." {
+                return Some(Entry {
+                    inode: u64::from_ne_bytes(*inode),
+                    kind: record[18],
+                    name,
+                });
+            }
+        }
+    })
+}
+
+fn used_bytes(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().expect("no panic under this lock")
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Relaxed)
+    }
+
+    /// Starts threads until as many run as are wanted.
+    fn spawn(self: &Arc<Shared>) -> Result<(), std::io::Error> {
+        loop {
+            let (id, slot) = {
+                let mut schedule = self.lock();
+                if schedule.running >= schedule.wanted {
+                    return Ok(());
+                }
+                schedule.add_worker()
+            };
+            let shared = self.clone();
+            let thread = std::thread::Builder::new()
+                .name("measure-walk".to_owned())
+                .stack_size(STACK_BYTES);
+            if let Err(error) = thread.spawn(move || shared.work(id, slot)) {
+                self.lock().remove_worker(id);
+                return Err(error);
+            }
+        }
+    }
+
+    fn work(&self, id: usize, slot: Arc<Slot>) {
+        if self.config.low_priority {
+            // Where a seccomp profile refuses, it runs at the priority that it has.
+            let _ = setpriority_process(None, NICE);
+            let _ = crate::sys::idle_io_class();
+        }
+        slot.thread
+            .store(rustix::thread::gettid().as_raw_nonzero().get() as u64, Relaxed);
+        let mut hands = Hands {
+            id,
+            slot,
+            buffer: vec![0; BUFFER_BYTES],
+            batch: Batch::default(),
+            names: Packed::default(),
+            outbox: Vec::new(),
+            stride: STRIDE,
+        };
+        while let Some(job) = self.next(&mut hands) {
+            match job {
+                Job::Resolve { target } => self.resolve(target),
+                Job::Begin { tree, volume, inside } => self.begin(tree, volume, inside, &mut hands),
+                Job::Enter { parent, name } => {
+                    if let Some((directory, fd)) = self.enter(&parent, name, &mut hands) {
+                        self.read(&directory, &fd, &mut hands);
+                    }
+                }
+                Job::GoOn(directory, fd) => self.read(&directory, &fd, &mut hands),
+                Job::Piece(piece) => self.piece(piece, &mut hands),
+                Job::Sweep(tree) => self.sweep(&tree, &mut hands),
+            }
+        }
+    }
+
+    /// Hands in what was found and waits for something to do; nothing when the thread is not needed any more.
+    fn next(&self, hands: &mut Hands) -> Option<Job> {
+        let mut schedule = self.lock();
+        schedule.put(&mut hands.outbox);
+        schedule.done(hands.id);
+        loop {
+            if self.is_over() || schedule.running > schedule.wanted {
+                schedule.remove_worker(hands.id);
+                return None;
+            }
+            if let Some(job) = schedule.take(hands.id, self.now()) {
+                // Whoever is woken wakes the next.
+                if schedule.idle > 0 && schedule.has_work() {
+                    self.wake.notify_one();
+                }
+                return Some(job);
+            }
+            hands.slot.rest(self.now());
+            schedule.idle += 1;
+            schedule = self.wake.wait(schedule).expect("no panic under this lock");
+            schedule.idle -= 1;
+            hands.slot.work(self.now());
+        }
+    }
+
+    /// Finds out which directory a target is, and which are above it.
+    fn resolve(&self, target: usize) {
+        let key_of = |fd: BorrowedFd| -> Result<Key, Errno> {
+            let stat = fstat(fd)?;
+            // Without a mount id two names of one directory are not told apart from one directory on two mounts.
+            Ok(Key {
+                mount: mounts::id(fd).ok(),
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            })
+        };
+        let resolve = || -> Result<Resolved, (State, String)> {
+            let fd = self.opener.target(&self.targets[target])?;
+            let described = |error: Errno| (state_of_place(error), error.to_string());
+            let key = key_of(fd.as_fd()).map_err(described)?;
+            let mut above = Vec::new();
+            if self.targets.len() > 1 {
+                let mut at = (fd, key);
+                while let Ok(fd) = self.opener.above(at.0.as_fd(), key.mount) {
+                    let Ok(next) = key_of(fd.as_fd()) else { break };
+                    if next == at.1 {
+                        break;
+                    }
+                    above.push(next);
+                    at = (fd, next);
+                }
+            }
+            Ok(Resolved { target, key, above })
+        };
+        match resolve() {
+            Ok(resolved) => self.lock().resolved(resolved),
+            Err((state, detail)) => {
+                // The supervisor is gone when everything was delivered: then nobody asks.
+                let _ = self.events.send(Event::Failed { target, state, detail });
+            }
+        }
+    }
+
+    /// Opens a volume's directory again, and begins to read it or asks its file system.
+    fn begin(&self, id: usize, volume: Arc<Volume>, inside: HashMap<(u64, u64), Arc<Volume>>, hands: &mut Hands) {
+        if !volume.claim(None) {
+            // Its turn came when a thread that walks the tree around it had just met it.
+            self.lock().leave(id);
+            return;
+        }
+        let opened = self.opener.target(&self.targets[volume.targets[0]]).and_then(|fd| {
+            let described = |error: Errno| (state_of_place(error), error.to_string());
+            let stat = fstat(&fd).map_err(described)?;
+            let mount = match self.opener {
+                Opener::Openat2 => volume.key.mount,
+                Opener::StepByStep => Some(mounts::id(fd.as_fd()).map_err(described)?),
+            };
+            Ok((fd, stat, mount))
+        });
+        let (fd, stat, mount) = match opened {
+            Ok(opened) => opened,
+            Err((state, detail)) => {
+                volume.tally().end(state, Some(detail));
+                return volume.end();
+            }
+        };
+        if let Some((used, inodes)) = self.ask_file_system(&fd, mount) {
+            volume.tally().statfs(used, inodes);
+            self.entries.fetch_add(1, Relaxed);
+            self.bytes.fetch_add(used, Relaxed);
+            return volume.end();
+        }
+        let rotating = sweep::rotates(
+            self.config.rotating,
+            (major(stat.st_dev), minor(stat.st_dev)),
+            &self.mounts,
+        );
+        let tree = Arc::new(Tree {
+            id,
+            mount,
+            inside,
+            rotating,
+            sweep: AtomicBool::new(rotating),
+            entered: Mutex::new(crate::links::Seen::default()),
+            descriptors: self.descriptors.clone(),
+            top: self.config.top_directories,
+        });
+        let fd = Arc::new(fd);
+        self.is_first_visit(&tree, &volume, &stat);
+        let directory = Directory::root(tree.clone(), volume, &stat, fd.clone());
+        self.lock().begun(tree);
+        hands.batch.directory(used_bytes(&stat));
+        self.read(&directory, &fd, hands);
+    }
+
+    /// The file system's own counters, where they are this volume's.
+    fn ask_file_system(&self, fd: &OwnedFd, mount: Option<MountId>) -> Option<(u64, u64)> {
+        let mount = mount.filter(|_| self.config.statfs && self.config.top_directories == 0)?;
+        let is_mounts_root = self
+            .opener
+            .above(fd.as_fd(), Some(mount))
+            .is_err_and(|error| error == Errno::XDEV);
+        if is_mounts_root && mounts::answers_alone(&self.mounts, mount) {
+            mounts::counters(fd).ok()
+        } else {
+            None
+        }
+    }
+
+    /// Opens a directory and counts it. Nothing if it has gone, is a mount, was here before, or cannot be read.
+    fn enter(
+        &self,
+        parent: &Arc<Directory>,
+        name: CString,
+        hands: &mut Hands,
+    ) -> Option<(Arc<Directory>, Arc<OwnedFd>)> {
+        if !parent.owner.is_live() || self.is_over() || !self.keep_pace(&parent.owner, hands) {
+            return None;
+        }
+        let parent_fd = match self.descriptors.of(parent) {
+            Ok(fd) => fd,
+            // The directory above was moved or replaced meanwhile; what was in it moved along.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return None,
+            Err(error) => {
+                self.fail(parent, &name, error);
+                return None;
+            }
+        };
+        let opened = self.open(parent, parent_fd.as_fd(), &name, hands);
+        let found = opened.and_then(|fd| {
+            let Some(fd) = fd else { return Ok(None) };
+            Ok(Some((fstat(&fd)?, fd)))
+        });
+        match found {
+            Ok(None) => None,
+            Ok(Some((stat, fd))) => {
+                if !self.is_first_visit(&parent.tree, &parent.owner, &stat) {
+                    return None;
+                }
+                let directory = Directory::inside(parent, name, &stat);
+                hands.batch.directory(used_bytes(&stat));
+                Some((directory, Arc::new(fd)))
+            }
+            Err(error) => {
+                self.fail(parent, &name, error);
+                None
+            }
+        }
+    }
+
+    /// Opens a directory. If the name is something else by now, that is looked at instead.
+    fn open(
+        &self,
+        parent: &Arc<Directory>,
+        parent_fd: BorrowedFd,
+        name: &CStr,
+        hands: &mut Hands,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        for _ in 0..CHANGES_MAX {
+            match self.descriptors.open_child(parent_fd, name, parent.tree.mount) {
+                Ok(fd) => return Ok(Some(fd)),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::XDEV) => {
+                    hands.batch.mount();
+                    self.hand_out(parent, hands);
+                    return Ok(None);
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    // The inode number is unknown, and 0 is nobody's: a mount is looked for.
+                    self.look(
+                        parent,
+                        parent_fd,
+                        &Entry {
+                            inode: 0,
+                            kind: 0,
+                            name,
+                        },
+                        hands,
+                    );
+                    if hands.names.is_empty() {
+                        self.hand_out(parent, hands);
+                        return Ok(None);
+                    }
+                    hands.names = Packed::default();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// Whether this directory was not entered before, by another name that it had.
+    fn is_first_visit(&self, tree: &Tree, owner: &Volume, stat: &Stat) -> bool {
+        let mut entered = tree.entered.lock().expect("no panic under this lock");
+        let before = entered.bytes();
+        let is_new = entered.insert(stat.st_dev, stat.st_ino);
+        let more = entered.bytes() - before;
+        drop(entered);
+        if more > 0 {
+            self.remember(more, owner);
+        }
+        is_new
+    }
+
+    /// Accounts for memory, and gives up volumes for which there is none.
+    fn remember(&self, more_bytes: usize, owner: &Volume) {
+        let bytes = self.remembered_bytes.fetch_add(more_bytes, Relaxed) + more_bytes;
+        if bytes > self.config.links_bytes_max {
+            let detail = format!(
+                "the limit is {} bytes for all volumes together",
+                self.config.links_bytes_max
+            );
+            for volume in owner.chain() {
+                volume.tally().end(State::TooManyLinks, Some(detail.clone()));
+                volume.stopped.store(true, Relaxed);
+            }
+        }
+    }
+
+    /// Reads a directory, on from where its descriptor stands.
+    fn read(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, hands: &mut Hands) {
+        self.tell_current(directory);
+        let is_left = loop {
+            if !directory.owner.is_live() || self.is_over() {
+                break false;
+            }
+            hands.slot.beat.fetch_add(1, Relaxed);
+            let filled = match crate::sys::getdents(fd, &mut hands.buffer) {
+                Ok(0) => break false,
+                Ok(filled) => filled,
+                Err(Errno::INTR) => continue,
+                // Removed while we read it.
+                Err(Errno::NOENT) => break false,
+                Err(error) => {
+                    self.fail(directory, c"", error);
+                    break false;
+                }
+            };
+            if filled >= FULL_BYTES && self.hand_over(directory, fd, filled, hands) {
+                continue;
+            }
+            let buffer = std::mem::take(&mut hands.buffer);
+            self.look_through(directory, fd.as_fd(), &buffer[..filled], hands);
+            hands.buffer = buffer;
+            if hands.names.bytes() > NAMES_BYTES_MAX {
+                break true;
+            }
+        };
+        self.hand_out(directory, hands);
+        if is_left {
+            hands.outbox.push(Pending::Rest(directory.clone(), fd.clone()));
+        }
+        self.queue_names(directory, fd, hands);
+    }
+
+    /// Leaves a full buffer to other threads, if they can use it.
+    fn hand_over(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, filled: usize, hands: &mut Hands) -> bool {
+        let mut schedule = self.lock();
+        let handed = schedule.hand_over(directory, fd, &mut hands.buffer, filled);
+        if handed && schedule.idle > 0 {
+            self.wake.notify_one();
+        }
+        handed
+    }
+
+    fn piece(&self, piece: Piece, hands: &mut Hands) {
+        self.look_through(&piece.directory, piece.fd.as_fd(), &piece.buffer[..piece.filled], hands);
+        self.hand_out(&piece.directory, hands);
+        self.queue_names(&piece.directory, &piece.fd, hands);
+        self.lock().take_back(piece.buffer);
+    }
+
+    fn queue_names(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, hands: &mut Hands) {
+        if !hands.names.is_empty() {
+            self.descriptors.keep(directory, fd);
+            let names = Names::new(directory.clone(), std::mem::take(&mut hands.names));
+            hands.outbox.push(Pending::Names(names));
+        }
+    }
+
+    fn look_through(&self, directory: &Arc<Directory>, fd: BorrowedFd, buffer: &[u8], hands: &mut Hands) {
+        const DIRECTORY: u8 = libc::DT_DIR;
+        for entry in records(buffer) {
+            if entry.kind == DIRECTORY {
+                hands.names.push(entry.inode, entry.name);
+                continue;
+            }
+            if !self.keep_pace(&directory.owner, hands) {
+                return;
+            }
+            self.look(directory, fd, &entry, hands);
+        }
+    }
+
+    /// Looks at one entry. A directory is only put down: it is counted when it is entered.
+    fn look(&self, directory: &Arc<Directory>, fd: BorrowedFd, entry: &Entry, hands: &mut Hands) {
+        let stat = match statat(fd, entry.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return,
+            Err(error) => return self.fail(directory, entry.name, error),
+        };
+        let kind = file_type(&stat);
+        if kind == FileType::Directory {
+            return hands.names.push(entry.inode, entry.name);
+        }
+        // A mount over a file shows as an inode that is not the one in the directory. Some file systems number in two
+        // ways, so this only raises the question. A file mounted over itself is not noticed, and is itself.
+        if stat.st_ino != entry.inode || stat.st_dev != directory.device {
+            match self.opener.is_mount_point(fd, entry.name, directory.tree.mount) {
+                Ok(false) => {}
+                Ok(true) => return hands.batch.mount(),
+                Err(Errno::NOENT) => return,
+                Err(error) => return self.fail(directory, entry.name, error),
+            }
+        }
+        let has_size = kind == FileType::RegularFile || kind == FileType::Symlink;
+        let apparent = if has_size {
+            u64::try_from(stat.st_size).unwrap_or(0)
+        } else {
+            0
+        };
+        let used = used_bytes(&stat);
+        if stat.st_nlink > 1 {
+            hands.batch.linked(Linked {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+                used,
+                apparent,
+            });
+        } else {
+            hands.batch.single(used, apparent);
+        }
+    }
+
+    /// Once for each entry: gives a sign of life, keeps to the rate, rests while paused. False when nobody wants the rest.
+    fn keep_pace(&self, owner: &Volume, hands: &mut Hands) -> bool {
+        let beat = hands.slot.beat.load(Relaxed);
+        hands.slot.beat.store(beat + 1, Relaxed);
+        hands.stride -= 1;
+        if hands.stride > 0 && !self.paused.load(Relaxed) {
+            return true;
+        }
+        let passed = STRIDE - hands.stride;
+        hands.stride = STRIDE;
+        let wait = self
+            .rate
+            .lock()
+            .expect("no panic under this lock")
+            .announce(self.now(), passed);
+        let until = self.now() + wait;
+        loop {
+            if self.is_over() || !owner.is_live() {
+                return false;
+            }
+            let is_paused = self.paused.load(Relaxed);
+            let left = until.saturating_sub(self.now());
+            if !is_paused && left.is_zero() {
+                return true;
+            }
+            hands.slot.rest(self.now());
+            std::thread::sleep(if is_paused { TICK } else { left.min(NAP) });
+            hands.slot.work(self.now());
+        }
+    }
+
+    /// Adds what was seen in a directory to the volumes that own it.
+    fn hand_out(&self, directory: &Directory, hands: &mut Hands) {
+        let batch = &mut hands.batch;
+        if batch.entries == 0 {
+            return;
+        }
+        let mut inner = None;
+        for volume in directory.owner.chain() {
+            if volume.stopped.load(Relaxed) {
+                continue;
+            }
+            let mut tally = volume.tally();
+            let before = tally.links_bytes();
+            let used = tally.add(batch);
+            let more = tally.links_bytes() - before;
+            drop(tally);
+            inner.get_or_insert(used);
+            if more > 0 {
+                self.remember(more, volume);
+            }
+        }
+        let bytes = u64::try_from(inner.unwrap_or(0)).unwrap_or(u64::MAX);
+        if directory.tree.top > 0 {
+            directory.add_bytes(bytes);
+        }
+        self.entries.fetch_add(batch.entries, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        batch.clear();
+    }
+
+    fn fail(&self, directory: &Directory, name: &CStr, error: Errno) {
+        for volume in directory.owner.chain() {
+            let path = directory.path_in(volume, name);
+            volume.tally().error(
+                state_of_place(error),
+                PlaceError {
+                    path,
+                    error: error.to_string(),
+                },
+            );
+        }
+    }
+
+    fn tell_current(&self, directory: &Directory) {
+        if self.current_wanted.load(Relaxed) && self.current_wanted.swap(false, Relaxed) {
+            let owner = &directory.owner;
+            let target = &self.targets[owner.targets[0]];
+            let path = target.base.join(&target.relative).join(directory.path_in(owner, c""));
+            *self.current.lock().expect("no panic under this lock") = Some(path);
+        }
+    }
+}
+
+/// An entry that waits to be looked at in the order of the disk.
+struct Seat {
+    inode: u64,
+    directory: Arc<Directory>,
+    name: CString,
+}
+
+type Waiting = Elevator<(Arc<Directory>, CString)>;
+
+impl Shared {
+    /// Reads a tree in the order of the disk, until it is done or nothing has to be read from the disk.
+    fn sweep(&self, tree: &Arc<Tree>, hands: &mut Hands) {
+        let mut waiting: Waiting = Elevator::new();
+        let mut window: Vec<Seat> = Vec::new();
+        let mut size = sweep::FIRST_WINDOW;
+        loop {
+            let (before, began) = (self.times_of_this_thread(hands), self.now());
+            let taken = self.lock().take_all(tree);
+            for pending in taken {
+                match pending {
+                    Pending::Names(mut names) => {
+                        while let Some((inode, name)) = names.next() {
+                            waiting.push(inode, (names.parent.clone(), name));
+                        }
+                    }
+                    Pending::Rest(directory, fd) => self.gather(&directory, &fd, &mut waiting, &mut window, hands),
+                }
+            }
+            while window.len() < size && !self.is_over() {
+                let Some((parent, name)) = waiting.next() else { break };
+                if let Some((directory, fd)) = self.enter(&parent, name, hands) {
+                    self.gather(&directory, &fd, &mut waiting, &mut window, hands);
+                }
+            }
+            let is_done = window.is_empty();
+            self.look_at_window(&mut window, &mut waiting, hands);
+            if is_done || self.is_over() || !self.is_cold(before, began, hands) {
+                break;
+            }
+            size = sweep::WINDOW;
+        }
+        tree.sweep.store(false, Relaxed);
+        for (inode, (parent, name)) in waiting.into_rest() {
+            let mut names = Packed::default();
+            names.push(inode, &name);
+            hands.outbox.push(Pending::Names(Names::new(parent, names)));
+        }
+    }
+
+    /// Reads a directory into the window.
+    fn gather(
+        &self,
+        directory: &Arc<Directory>,
+        fd: &Arc<OwnedFd>,
+        waiting: &mut Waiting,
+        window: &mut Vec<Seat>,
+        hands: &mut Hands,
+    ) {
+        self.tell_current(directory);
+        self.hand_out(directory, hands);
+        let mut has_seats = false;
+        loop {
+            hands.slot.beat.fetch_add(1, Relaxed);
+            if !directory.owner.is_live() || self.is_over() {
+                return;
+            }
+            let filled = match crate::sys::getdents(fd, &mut hands.buffer) {
+                Ok(0) | Err(Errno::NOENT) => return,
+                Ok(filled) => filled,
+                Err(Errno::INTR) => continue,
+                Err(error) => return self.fail(directory, c"", error),
+            };
+            for entry in records(&hands.buffer[..filled]) {
+                if entry.kind == libc::DT_DIR {
+                    waiting.push(entry.inode, (directory.clone(), entry.name.to_owned()));
+                } else {
+                    let (inode, name) = (entry.inode, entry.name.to_owned());
+                    window.push(Seat {
+                        inode,
+                        directory: directory.clone(),
+                        name,
+                    });
+                    has_seats = true;
+                }
+            }
+            if std::mem::take(&mut has_seats) {
+                self.descriptors.keep(directory, fd);
+            }
+            if window.len() >= sweep::WINDOW {
+                self.look_at_window(window, waiting, hands);
+            }
+        }
+    }
+
+    fn look_at_window(&self, window: &mut Vec<Seat>, waiting: &mut Waiting, hands: &mut Hands) {
+        window.sort_unstable_by_key(|seat| seat.inode);
+        for Seat { inode, directory, name } in window.drain(..) {
+            if !self.keep_pace(&directory.owner, hands) {
+                continue;
+            }
+            let fd = match self.descriptors.of(&directory) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => continue,
+                Err(error) => {
+                    self.fail(&directory, &name, error);
+                    continue;
+                }
+            };
+            self.look(
+                &directory,
+                fd.as_fd(),
+                &Entry {
+                    inode,
+                    kind: 0,
+                    name: &name,
+                },
+                hands,
+            );
+            self.hand_out(&directory, hands);
+            if !hands.names.is_empty() {
+                hands.names = Packed::default();
+                waiting.push(inode, (directory, name));
+            }
+        }
+    }
+
+    fn times_of_this_thread(&self, hands: &Hands) -> Option<Times> {
+        times_of(&hands.slot, self.now())
+    }
+
+    /// Whether this thread was blocked so much since then that the order matters. Where the kernel does not tell, a
+    /// person's word counts.
+    fn is_cold(&self, before: Option<Times>, began: Duration, hands: &Hands) -> bool {
+        let share = before
+            .zip(self.times_of_this_thread(hands))
+            .and_then(|(before, after)| pace::blocked_share(before, after, self.now().saturating_sub(began)));
+        share.map_or(self.config.rotating == Rotating::Yes, pace::is_cold)
+    }
+}
+
+/// A thread's times, if the kernel tells them.
+fn times_of(slot: &Slot, now: Duration) -> Option<Times> {
+    let thread = slot.thread.load(Relaxed);
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    Some(Times {
+        running: pace::parse_schedstat(&text)?,
+        resting: slot.resting(now),
+    })
+}
+
+/// The thread that keeps the clock and hands out results. It touches no file system but /proc.
+struct Supervisor<'a> {
+    shared: &'a Arc<Shared>,
+    inbox: &'a Receiver<Event>,
+    deliver: &'a dyn Fn(usize, Measurement),
+    /// By target.
+    delivered: Vec<bool>,
+    left: usize,
+    last_tick: Duration,
+    pressure: Option<Pressure>,
+    paused_in_all: Duration,
+}
+
+impl Supervisor<'_> {
+    fn new<'a>(
+        shared: &'a Arc<Shared>,
+        inbox: &'a Receiver<Event>,
+        deliver: &'a dyn Fn(usize, Measurement),
+    ) -> Supervisor<'a> {
+        let left = shared.targets.len();
+        Supervisor {
+            shared,
+            inbox,
+            deliver,
+            delivered: vec![false; left],
+            left,
+            last_tick: shared.now(),
+            pressure: None,
+            paused_in_all: Duration::ZERO,
+        }
+    }
+
+    fn run(mut self) {
+        if let Err(error) = self.shared.spawn()
+            && self.shared.lock().running == 0
+        {
+            self.end_all(State::OutOfResources, &format!("cannot start a thread: {error}"));
+        }
+        while self.left > 0 {
+            let rest_of_tick = (self.last_tick + TICK).saturating_sub(self.shared.now());
+            match self.inbox.recv_timeout(rest_of_tick) {
+                Ok(Event::Failed { target, state, detail }) => {
+                    self.hand_out(target, Measurement::without_number(state, Some(detail)));
+                }
+                Ok(Event::Ended { volume }) => {
+                    let volume = self.shared.lock().volumes[volume].clone();
+                    self.finish(&volume);
+                    let tree = self.shared.lock().read(volume.index);
+                    if let Some(tree) = tree {
+                        let bytes = tree.entered.lock().expect("no panic under this lock").bytes();
+                        self.shared.remembered_bytes.fetch_sub(bytes, Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("`shared` holds a sender"),
+            }
+        }
+        self.shared.over.store(true, Relaxed);
+        self.shared.paused.store(false, Relaxed);
+        // Under the lock, so that no thread goes to sleep between looking and being woken.
+        let _schedule = self.shared.lock();
+        self.shared.wake.notify_all();
+    }
+
+    fn hand_out(&mut self, target: usize, measurement: Measurement) {
+        if !std::mem::replace(&mut self.delivered[target], true) {
+            self.left -= 1;
+            (self.deliver)(target, measurement);
+        }
+    }
+
+    /// Delivers a volume, whatever is known of it.
+    fn finish(&mut self, volume: &Volume) {
+        volume.stopped.store(true, Relaxed);
+        if self.delivered[volume.targets[0]] {
+            return;
+        }
+        let measurement = {
+            let mut tally = volume.tally();
+            let bytes = tally.links_bytes();
+            self.shared.remembered_bytes.fetch_sub(bytes, Relaxed);
+            tally.forget_links();
+            let ended = volume.ended.get().copied().unwrap_or_else(Instant::now);
+            let began = volume.began.get().copied().unwrap_or(ended);
+            tally.measurement(ended.saturating_duration_since(began).as_secs_f64())
+        };
+        {
+            let mut schedule = self.shared.lock();
+            schedule.ended(volume.index);
+            self.shared.wake.notify_all();
+        }
+        for target in &volume.targets {
+            self.hand_out(*target, measurement.clone());
+        }
+    }
+
+    fn end_all(&mut self, state: State, detail: &str) {
+        let (volumes, unresolved) = {
+            let schedule = self.shared.lock();
+            (schedule.volumes.clone(), schedule.unresolved())
+        };
+        for volume in volumes {
+            volume.tally().end(state, Some(detail.to_owned()));
+            self.finish(&volume);
+        }
+        for target in unresolved {
+            self.hand_out(target, Measurement::without_number(state, Some(detail.to_owned())));
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.shared.now();
+        let elapsed = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        let config = &self.shared.config;
+        if self.shared.cancelled.load(Relaxed) {
+            return self.end_all(State::Cancelled, "the measuring was ended early");
+        }
+        if config.total_budget.is_some_and(|budget| now >= budget) {
+            return self.end_all(State::Timeout, "the time for all volumes together was up");
+        }
+        if let Some(budget) = config.volume_budget {
+            self.end_late_volumes(budget);
+        }
+        self.heed_pressure(now, elapsed);
+        {
+            let mut schedule = self.shared.lock();
+            let has_changed = schedule.watch(now, PATIENCE);
+            self.adapt(&mut schedule, now, elapsed);
+            if has_changed || schedule.running > schedule.wanted {
+                self.shared.wake.notify_all();
+            }
+        }
+        // Fewer threads than wanted are still some; the next tick tries again.
+        let _ = self.shared.spawn();
+    }
+
+    fn end_late_volumes(&mut self, budget: Duration) {
+        let volumes = self.shared.lock().volumes.clone();
+        for volume in volumes {
+            let is_running = !self.delivered[volume.targets[0]];
+            if is_running && volume.began.get().is_some_and(|began| began.elapsed() >= budget) {
+                volume
+                    .tally()
+                    .end(State::Timeout, Some("the time for one volume was up".to_owned()));
+                self.finish(&volume);
+            }
+        }
+    }
+
+    /// Pauses while others wait for the disk, for at most half of the time that there is.
+    fn heed_pressure(&mut self, now: Duration, elapsed: Duration) {
+        let Shared { config, paused, .. } = &**self.shared;
+        let Some(file) = &config.pressure_file else { return };
+        if paused.load(Relaxed) {
+            self.paused_in_all += elapsed;
+        }
+        let Some(stalled) = std::fs::read_to_string(file)
+            .ok()
+            .and_then(|text| pace::parse_pressure(&text))
+        else {
+            return paused.store(false, Relaxed);
+        };
+        let budget = config.total_budget.into_iter().chain(config.volume_budget).min();
+        let may_pause = budget.is_none_or(|budget| self.paused_in_all < budget / 2);
+        let pressure = self.pressure.get_or_insert_with(|| Pressure::new(now, stalled));
+        paused.store(pressure.step(now, stalled, may_pause), Relaxed);
+    }
+
+    /// As many threads as being blocked asks for; on a disk with a head, one that keeps to the order.
+    fn adapt(&self, schedule: &mut Schedule, now: Duration, elapsed: Duration) {
+        let mut shares = Vec::new();
+        for worker in schedule.workers.values_mut() {
+            let times = times_of(&worker.slot, now);
+            let before = std::mem::replace(&mut worker.times, times);
+            if worker.is_walking()
+                && let Some((before, after)) = before.zip(times)
+            {
+                shares.extend(pace::blocked_share(before, after, elapsed));
+            }
+        }
+        if shares.is_empty() {
+            return;
+        }
+        let blocked = shares.iter().sum::<f64>() / shares.len() as f64;
+        let mut all_rotate = true;
+        for tree in schedule.active_trees() {
+            all_rotate &= tree.rotating;
+            if tree.rotating && pace::is_cold(blocked) {
+                tree.sweep.store(true, Relaxed);
+            }
+        }
+        if !all_rotate {
+            let most = self.shared.config.threads_max.get();
+            schedule.wanted = pace::threads_next(schedule.wanted, self.shared.at_first, most, blocked);
+        }
+    }
+}

@@ -1,0 +1,828 @@
+//! The controller: one run over the cluster.
+//!
+//! ```text
+//! claim the Lease → list → plan → push capacities → a Job for each node, followed to its end → retire → report → release
+//! ```
+//!
+//! The decisions are made elsewhere ([`crate::volumes::plan`], [`crate::tracker`]); this carries them out, tries everything,
+//! and tells what it could not do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures::stream::{self, FuturesUnordered, StreamExt};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
+use crate::deadlines::{Deadlines, deadlines};
+use crate::exit::Exit;
+use crate::kubernetes::client::{ApiCause, ApiError, Cluster};
+use crate::kubernetes::convert::{self, OwnJob, OwnPod};
+use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
+use crate::kubernetes::lease::{self, Claimed, Holder};
+use crate::kubernetes::watch::{self as events, Events};
+use crate::metrics::{self, Report};
+use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
+use crate::summary::peak_memory_bytes;
+use crate::tracker::{Action, Event, Expected, Outcome, Tracker};
+use crate::volumes::node_plan::Run;
+use crate::volumes::path::BasePaths;
+use crate::volumes::plan::{Claims, Plan, plan};
+use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
+use crate::worker::{pushgateway, unix_seconds};
+
+/// The name of the instance where no CronJob gives one.
+const INSTANCE: &str = "lp-exporter";
+/// How long the first push may be tried: a Pushgateway that is installed together with us has to be pulled and started.
+const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
+/// How long the other requests to the Pushgateway may be tried.
+const PUSH_BUDGET: Duration = Duration::from_secs(15);
+/// How long each step may take that is left to do after the run was told to end: all fit into a grace period of 30 s.
+const LAST_STEP_BUDGET: Duration = Duration::from_secs(6);
+/// What the lists of the watches may take at the beginning.
+const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the clock is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Requests of one kind that are under way at once.
+const REQUESTS_AT_ONCE: usize = 10;
+/// Names that a line of the log shows.
+const NAMES_SHOWN: usize = 20;
+
+/// Everything that a run is told.
+struct Config {
+    pushgateway: Pushgateway,
+    grouping_labels: GroupingLabels,
+    base_paths: BasePaths,
+    interval: Duration,
+    parallel_jobs: usize,
+    template: Template,
+    worker_image: Option<String>,
+    worker_environment: Vec<(&'static str, String)>,
+    strict: bool,
+    namespace: Option<String>,
+    pod_name: Option<String>,
+}
+
+/// Why a run ended without its report.
+#[derive(Debug, Error)]
+enum RunError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("{0}")]
+    BadConfiguration(String),
+    #[error(transparent)]
+    Push(#[from] PushError),
+    #[error("the run was ended early: {0}")]
+    Interrupted(String),
+}
+
+impl RunError {
+    fn exit(&self) -> Exit {
+        match self {
+            RunError::Api(_) => Exit::Kubernetes,
+            RunError::BadConfiguration(_) => Exit::BadConfiguration,
+            RunError::Push(_) => Exit::Pushgateway,
+            RunError::Interrupted(_) => Exit::Interrupted,
+        }
+    }
+}
+
+/// Why a run has to end before it is done.
+#[derive(Clone, Debug, PartialEq)]
+enum Stop {
+    Signal,
+    LeaseLost(String),
+}
+
+/// Runs the controller.
+pub fn main(arguments: ControllerArguments) -> Exit {
+    let config = match configure(arguments) {
+        Ok(config) => config,
+        Err(error) => {
+            error!("{error:#}");
+            return Exit::BadConfiguration;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!("could not start: {error}");
+            return Exit::Unexpected;
+        }
+    };
+    runtime.block_on(run(config)).unwrap_or_else(|error| {
+        error!("{error}");
+        error.exit()
+    })
+}
+
+fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
+    let ControllerArguments {
+        push,
+        base_paths,
+        interval,
+        parallel_jobs,
+        job_template,
+        worker_image,
+        strict,
+        namespace,
+        pod_name,
+        log,
+    } = arguments;
+    let template = match job_template {
+        None => Template::parse(DEFAULT_TEMPLATE).context("the compiled-in Job template")?,
+        Some(path) => {
+            let place = || format!("the Job template {}", path.display());
+            let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {}", place()))?;
+            Template::parse(&text).with_context(place)?
+        }
+    };
+    let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
+    // Refuses what cannot be before anything is asked of anybody.
+    deadlines(interval, None)?;
+    let push_of_worker = push.clone();
+    let (pushgateway, grouping_labels) = pushgateway(push)?;
+    let worker_environment = worker_environment(&push_of_worker, &pushgateway, &grouping_labels, log);
+    Ok(Config {
+        pushgateway,
+        grouping_labels,
+        base_paths,
+        interval,
+        parallel_jobs: parallel_jobs.get(),
+        template,
+        worker_image,
+        worker_environment,
+        strict,
+        namespace,
+        pod_name,
+    })
+}
+
+/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
+fn worker_environment(
+    push: &PushArguments,
+    pushgateway: &Pushgateway,
+    grouping_labels: &GroupingLabels,
+    log: LogArguments,
+) -> Vec<(&'static str, String)> {
+    if push.pushgateway_url.contains('@') {
+        warn!(
+            "user and password of the Pushgateway's URL are not given to the workers: set LP_EXPORTER_PUSHGATEWAY_URL from a \
+             Secret in the Job template"
+        );
+    }
+    let level = match log.log_level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+    };
+    let format = match log.log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let mut environment = vec![
+        ("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()),
+        ("LP_EXPORTER_LOG_LEVEL", level.to_owned()),
+        ("LP_EXPORTER_LOG_FORMAT", format.to_owned()),
+    ];
+    let labels = grouping_labels.to_string();
+    if !labels.is_empty() {
+        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
+    }
+    environment
+}
+
+/// What this process is part of.
+struct Identity {
+    /// The run's name.
+    run_id: String,
+    /// The name of the CronJob, and of the Lease.
+    instance: String,
+    holder: Holder,
+    cron_job: Option<(String, String)>,
+    job_active_deadline: Option<Duration>,
+    image: Option<String>,
+}
+
+async fn identify(cluster: &Cluster, pod_name: Option<&str>) -> Result<Identity, ApiError> {
+    let Some(pod_name) = pod_name else {
+        let id = random_id();
+        return Ok(Identity {
+            run_id: id.clone(),
+            instance: INSTANCE.to_owned(),
+            holder: Holder::Process(id),
+            cron_job: None,
+            job_active_deadline: None,
+            image: None,
+        });
+    };
+    let OwnPod { uid, image, job_name } = convert::own_pod(cluster.pod(pod_name).await?);
+    let own_job = match job_name {
+        Some(name) => Some(convert::own_job(&cluster.job(&name).await?)),
+        None => None,
+    };
+    let holder = own_job
+        .as_ref()
+        .map_or_else(|| Holder::Process(uid.clone()), |job| Holder::Job(job.uid.clone()));
+    let (cron_job, deadline_seconds) = match own_job {
+        Some(OwnJob {
+            cron_job,
+            active_deadline_seconds,
+            ..
+        }) => (cron_job, active_deadline_seconds),
+        None => (None, None),
+    };
+    Ok(Identity {
+        run_id: uid,
+        instance: cron_job
+            .as_ref()
+            .map_or_else(|| INSTANCE.to_owned(), |(name, _)| name.clone()),
+        holder,
+        cron_job,
+        job_active_deadline: deadline_seconds.map(Duration::from_secs),
+        image,
+    })
+}
+
+/// A name that no other run has.
+fn random_id() -> String {
+    let mut bytes = [0_u8; 16];
+    // The kernel gives so few bytes whole, or none where there is no such call; the time makes do then.
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
+        bytes = unix_seconds()
+            .to_bits()
+            .to_be_bytes()
+            .repeat(2)
+            .try_into()
+            .unwrap_or(bytes);
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn run(config: Config) -> Result<Exit, RunError> {
+    let began = Instant::now();
+    let started_unix_seconds = unix_seconds();
+    let mut terminated = signal(SignalKind::terminate())
+        .map_err(|error| RunError::BadConfiguration(format!("could not wait for SIGTERM: {error}")))?;
+    let cluster = Cluster::connect(config.namespace.clone()).await?;
+    let before_lease = async {
+        let identity = identify(&cluster, config.pod_name.as_deref()).await?;
+        let claimed = lease::claim(&cluster, &identity.instance, &identity.holder).await?;
+        Ok::<_, ApiError>((identity, claimed))
+    };
+    let (identity, claimed) = tokio::select! {
+        done = before_lease => done?,
+        _ = terminated.recv() => return Err(RunError::Interrupted("SIGTERM".to_owned())),
+    };
+    let mut lease = match claimed {
+        Claimed::Held(lease) => lease,
+        Claimed::Busy { holder, since } => {
+            info!("another run is at work: {holder}, since {since}; nothing to do");
+            return Ok(Exit::Done);
+        }
+    };
+    let (stop, stopped) = watch::channel(None);
+    let guard = async {
+        let keep = lease.keep();
+        tokio::pin!(keep);
+        loop {
+            tokio::select! {
+                reason = &mut keep => {
+                    let _ = stop.send(Some(Stop::LeaseLost(reason)));
+                    // The run ends by itself; this waits for it.
+                    return std::future::pending::<()>().await;
+                }
+                _ = terminated.recv() => {
+                    let _ = stop.send(Some(Stop::Signal));
+                }
+            }
+        }
+    };
+    let run = Run {
+        id: identity.run_id.clone(),
+        started_unix_seconds,
+    };
+    let session = Session {
+        config: &config,
+        cluster: &cluster,
+        identity: &identity,
+        run,
+        began,
+        stopped,
+    };
+    let result = tokio::select! {
+        result = session.run() => result,
+        () = guard => unreachable!("the guard waits for the run"),
+    };
+    match tokio::time::timeout(LAST_STEP_BUDGET, lease.release()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("{error}; the next run takes the Lease over when this one's Job has ended"),
+        Err(_) => warn!("the Lease was not released in time; the next run takes it over when this one's Job has ended"),
+    }
+    result
+}
+
+/// One run that holds the Lease.
+struct Session<'a> {
+    config: &'a Config,
+    cluster: &'a Cluster,
+    identity: &'a Identity,
+    run: Run,
+    began: Instant,
+    stopped: watch::Receiver<Option<Stop>>,
+}
+
+/// What a run found in the cluster.
+struct Found {
+    plan: Plan,
+    /// Whether every object could be read: only then is what is not there known to be gone.
+    is_complete: bool,
+    events: Events,
+    seen: Vec<Event>,
+}
+
+impl Session<'_> {
+    async fn run(mut self) -> Result<Exit, RunError> {
+        let Config {
+            interval, worker_image, ..
+        } = self.config;
+        let deadlines = deadlines(*interval, self.identity.job_active_deadline)
+            .map_err(|error| RunError::BadConfiguration(error.to_string()))?;
+        let Some(image) = worker_image.clone().or_else(|| self.identity.image.clone()) else {
+            let why = "the workers' image is not known: outside of a pod, set --worker-image";
+            return Err(RunError::BadConfiguration(why.to_owned()));
+        };
+        let mut stopped = self.stopped.clone();
+        let found = until_stopped(&mut stopped, self.find()).await??;
+        let Found {
+            plan,
+            is_complete,
+            events,
+            seen,
+        } = found;
+        log_plan(&plan);
+        let capacities = metrics::capacity_group(&plan, &self.run, *interval);
+        let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
+        let key = self.key(metrics::CONTROLLER_JOB);
+        until_stopped(
+            &mut stopped,
+            self.config.pushgateway.put(&key, &capacities, first_push_budget),
+        )
+        .await??;
+
+        let (outcomes, ended) = self.measure(&plan, &image, &deadlines, events, seen).await;
+        if let Some(Stop::LeaseLost(reason)) = self.stop() {
+            return Err(RunError::Interrupted(reason));
+        }
+        let interrupted = self.stop().is_some();
+        let report = Report {
+            run: &self.run,
+            plan: &plan,
+            outcomes: &outcomes,
+            duration: self.began.elapsed(),
+            peak_memory_bytes: peak_memory_bytes(),
+        };
+        log_outcomes(&report);
+        let pushed = self.push_report(&report, is_complete, interrupted).await;
+        summarize(&report);
+        if let Some(error) = ended {
+            return Err(error.into());
+        }
+        pushed?;
+        if interrupted {
+            return Err(RunError::Interrupted("SIGTERM".to_owned()));
+        }
+        Ok(if self.config.strict && !is_whole(&report) {
+            Exit::Incomplete
+        } else {
+            Exit::Done
+        })
+    }
+
+    fn stop(&mut self) -> Option<Stop> {
+        self.stopped.borrow().clone()
+    }
+
+    fn key(&self, job: &'static str) -> GroupingKey {
+        GroupingKey::new(job, &self.config.grouping_labels)
+    }
+
+    /// Lists everything and plans. The watches begin here, so that nothing that happens from now on is missed.
+    async fn find(&self) -> Result<Found, ApiError> {
+        let instance = &self.identity.instance;
+        let mut events = stream::select_all([
+            events::nodes(self.cluster),
+            events::jobs(self.cluster, instance),
+            events::pods(self.cluster, instance),
+        ])
+        .boxed();
+        let (volumes, claims, first) = tokio::try_join!(
+            self.cluster.list::<PersistentVolume, _>(convert::volume),
+            self.cluster.list::<PersistentVolumeClaim, _>(convert::claim),
+            first_lists(&mut events),
+        )?;
+        let FirstLists { nodes, seen } = first;
+        let mut skipped: Vec<Skipped> = Vec::new();
+        let mut readable = Vec::with_capacity(volumes.len());
+        for volume in volumes {
+            match volume {
+                Ok(volume) => readable.push(volume),
+                Err(one) => skipped.push(one),
+            }
+        }
+        let is_complete = skipped.iter().all(|one| one.reason != SkipReason::Undecodable);
+        let claims = Claims::new(claims.into_iter().filter_map(|claim| match claim {
+            Ok(claim) => Some(claim),
+            Err((name, why)) => {
+                warn!(
+                    claim = name,
+                    "passed over a PersistentVolumeClaim that cannot be read: {why}"
+                );
+                None
+            }
+        }));
+        let plan = plan(readable, skipped, &claims, &nodes, &self.config.base_paths);
+        Ok(Found {
+            plan,
+            is_complete,
+            events,
+            seen,
+        })
+    }
+
+    /// Sends a worker to each node and follows them to their end. Returns what became of each node, and the error that
+    /// ended it early, if one did.
+    async fn measure(
+        &mut self,
+        plan: &Plan,
+        image: &str,
+        deadlines: &Deadlines,
+        mut events: Events,
+        seen: Vec<Event>,
+    ) -> (BTreeMap<String, Outcome>, Option<ApiError>) {
+        let mut tracker = Tracker::new(&self.run.id, self.config.parallel_jobs, self.expected(plan));
+        for event in seen {
+            tracker.see(event);
+        }
+        let mut starting = FuturesUnordered::new();
+        let mut deleting = FuturesUnordered::new();
+        for action in tracker.clean_up() {
+            if let Action::Delete { job } = action {
+                deleting.push(self.delete(job));
+            }
+        }
+        let mut stopped = self.stopped.clone();
+        let mut ticks = tokio::time::interval(TICK);
+        let clock = tokio::time::sleep_until((self.began + deadlines.controller_clock).into());
+        tokio::pin!(clock);
+        let mut ended = None;
+        while !tracker.is_done() || !starting.is_empty() {
+            for action in tracker.step(self.began.elapsed()) {
+                match action {
+                    Action::Start { .. } => starting.push(self.start(plan, image, deadlines, action)),
+                    Action::Delete { job } => deleting.push(self.delete(job)),
+                }
+            }
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => tracker.see(event),
+                    Some(Err(error)) => {
+                        tracker.give_up(NodeReason::RunInterrupted, &error.to_string());
+                        ended = Some(error);
+                    }
+                    None => tracker.give_up(NodeReason::RunInterrupted, "the watch of the cluster ended"),
+                },
+                Some((node, started)) = starting.next() => match started {
+                    Ok(job) => tracker.started(&node, &job, self.began.elapsed()),
+                    Err((reason, detail)) => tracker.not_started(&node, reason, detail),
+                },
+                Some(()) = deleting.next() => {}
+                _ = ticks.tick() => {}
+                () = &mut clock => {
+                    let time = deadlines.controller_clock.as_secs();
+                    tracker.give_up(NodeReason::TimedOut, &format!("not done when the {time} s of the run were up"));
+                }
+                _ = stopped.wait_for(Option::is_some) => {
+                    tracker.give_up(NodeReason::RunInterrupted, "the run was told to end");
+                }
+            }
+            if ended.is_some() {
+                break;
+            }
+        }
+        let last: Vec<String> = tracker
+            .finish()
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Delete { job } => Some(job),
+                Action::Start { .. } => None,
+            })
+            .collect();
+        let last = stream::iter(last)
+            .map(|job| self.delete(job))
+            .buffer_unordered(REQUESTS_AT_ONCE)
+            .collect::<Vec<()>>();
+        let deleted = futures::future::join(deleting.collect::<Vec<()>>(), last);
+        let budget = if self.stopped.borrow().is_some() {
+            LAST_STEP_BUDGET
+        } else {
+            PUSH_BUDGET
+        };
+        if tokio::time::timeout(budget, deleted).await.is_err() {
+            warn!("not every Job could be deleted in time; the next run deletes what is left");
+        }
+        (tracker.outcomes(), ended)
+    }
+
+    fn expected(&self, plan: &Plan) -> Vec<Expected> {
+        let bases_of = |volumes: &[crate::volumes::plan::PlacedVolume]| {
+            let bases: BTreeSet<usize> = volumes.iter().map(|volume| volume.base).collect();
+            bases
+                .into_iter()
+                .map(|base| self.config.base_paths.as_slice()[base].clone())
+                .collect()
+        };
+        plan.nodes
+            .iter()
+            .map(|node| Expected {
+                node: node.name.clone(),
+                disk_pressure: node.disk_pressure,
+                unmeasurable: node.unmeasurable.clone(),
+                bases: bases_of(&node.volumes),
+            })
+            .collect()
+    }
+
+    async fn delete(&self, job: String) {
+        if let Err(error) = self.cluster.delete_job(&job).await {
+            warn!("{error}");
+        }
+    }
+
+    /// Makes a node's Job, then the ConfigMap that it waits for, which the Job owns.
+    async fn start(
+        &self,
+        plan: &Plan,
+        image: &str,
+        deadlines: &Deadlines,
+        action: Action,
+    ) -> (String, Result<String, (NodeReason, String)>) {
+        let Action::Start {
+            node,
+            attempt,
+            disk_pressure,
+            unavailable_bases,
+        } = action
+        else {
+            unreachable!("only called to start")
+        };
+        let Some(planned) = plan.nodes.iter().find(|planned| planned.name == node) else {
+            unreachable!("the tracker knows the nodes of the plan only")
+        };
+        // A worker that starts late has less time: its numbers have to be there before this run ends.
+        let remaining = deadlines
+            .controller_clock
+            .saturating_sub(self.began.elapsed() + deadlines.pod_start);
+        let budget = deadlines.worker_budget.min(remaining).as_secs_f64();
+        let node_plan = planned.node_plan(&self.run, budget, &self.config.base_paths, &unavailable_bases);
+        let compressed = match node_plan.encode() {
+            Ok(compressed) => compressed,
+            Err(error) => return (node, Err((NodeReason::PlanTooLarge, error.to_string()))),
+        };
+        let spec = WorkerSpec {
+            namespace: self.cluster.namespace(),
+            instance: &self.identity.instance,
+            run_id: &self.run.id,
+            node: &node,
+            attempt,
+            disk_pressure,
+            cron_job: self
+                .identity
+                .cron_job
+                .as_ref()
+                .map(|(name, uid)| (name.as_str(), uid.as_str())),
+            image,
+            environment: &self.config.worker_environment,
+            bases: &node_plan.bases,
+            active_deadline_seconds: deadlines.worker_job.as_secs(),
+        };
+        let job = self.config.template.job(&spec);
+        let created = async {
+            let created = self.cluster.create_job(&job).await?;
+            let name = created.metadata.name.clone().unwrap_or_default();
+            if let Err(error) = self
+                .cluster
+                .create_config_map(&job::plan_config_map(&created, compressed))
+                .await
+            {
+                self.delete(name).await;
+                return Err(error);
+            }
+            Ok(name)
+        };
+        let created = created
+            .await
+            .map_err(|error: ApiError| (NodeReason::CreateRefused, error.to_string()));
+        (node, created)
+    }
+
+    /// Retires what is gone, and tells how the run went.
+    async fn push_report(&self, report: &Report<'_>, is_complete: bool, interrupted: bool) -> Result<(), PushError> {
+        let Config { pushgateway, .. } = self.config;
+        let budget = if interrupted { LAST_STEP_BUDGET } else { PUSH_BUDGET };
+        if is_complete && !interrupted {
+            self.retire(report.plan).await;
+        }
+        pushgateway
+            .put(&self.key(metrics::REPORT_JOB), &report.group(), budget)
+            .await?;
+        if interrupted {
+            return Ok(());
+        }
+        let success = metrics::success_group(&self.run, unix_seconds());
+        pushgateway.put(&self.key(metrics::SUCCESS_JOB), &success, budget).await
+    }
+
+    /// Deletes the groups of nodes that have no volumes any more. What fails is tried again by the next run.
+    async fn retire(&self, plan: &Plan) {
+        let Config {
+            pushgateway,
+            grouping_labels,
+            ..
+        } = self.config;
+        let groups = match pushgateway.groups(PUSH_BUDGET).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                warn!("{error}; groups of nodes without volumes stay until the next run");
+                return;
+            }
+        };
+        for key in groups_to_retire(&groups, grouping_labels, &plan.nodes_with_volumes()) {
+            match pushgateway.delete(&key, PUSH_BUDGET).await {
+                Ok(()) => info!("retired {}: its node holds no volumes any more", key.path()),
+                Err(error) => warn!("{error}"),
+            }
+        }
+    }
+}
+
+/// Waits for something, unless the run is told to end first.
+async fn until_stopped<T>(
+    stopped: &mut watch::Receiver<Option<Stop>>,
+    work: impl Future<Output = T>,
+) -> Result<T, RunError> {
+    tokio::select! {
+        done = work => Ok(done),
+        stop = stopped.wait_for(Option::is_some) => {
+            let reason = match stop.ok().and_then(|stop| stop.clone()) {
+                Some(Stop::LeaseLost(reason)) => reason,
+                Some(Stop::Signal) | None => "SIGTERM".to_owned(),
+            };
+            Err(RunError::Interrupted(reason))
+        }
+    }
+}
+
+struct FirstLists {
+    nodes: Vec<Node>,
+    seen: Vec<Event>,
+}
+
+/// Takes events until each of the three watches has told everything that there was.
+async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
+    let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
+    let mut seen = Vec::new();
+    let mut listed = 0;
+    let take = async {
+        while listed < 3 {
+            match events.next().await {
+                Some(Ok(Event::NodesListed | Event::JobsListed | Event::PodsListed)) => listed += 1,
+                Some(Ok(Event::Node(node))) => {
+                    nodes.insert(node.name.clone(), node);
+                }
+                Some(Ok(Event::NodeGone(name))) => {
+                    nodes.remove(&name);
+                }
+                Some(Ok(event)) => seen.push(event),
+                Some(Err(error)) => return Err(error),
+                None => break,
+            }
+        }
+        Ok(())
+    };
+    let unanswered = || {
+        let cause = ApiCause::Unreachable(format!("no answer within {} s", FIRST_LISTS_TIMEOUT.as_secs()));
+        ApiError {
+            verb: "list",
+            resource: "nodes, jobs and pods".to_owned(),
+            cause,
+        }
+    };
+    tokio::time::timeout(FIRST_LISTS_TIMEOUT, take)
+        .await
+        .unwrap_or_else(|_| Err(unanswered()))?;
+    Ok(FirstLists {
+        nodes: nodes.into_values().collect(),
+        seen,
+    })
+}
+
+fn log_plan(plan: &Plan) {
+    info!(
+        volumes_listed = plan.volumes_listed(),
+        volumes_planned = plan.volumes_planned(),
+        nodes = plan.nodes.len(),
+        "planned"
+    );
+    let mut by_reason: BTreeMap<SkipReason, Vec<&Skipped>> = BTreeMap::new();
+    for skipped in &plan.skipped {
+        by_reason.entry(skipped.reason).or_default().push(skipped);
+    }
+    for (reason, skipped) in by_reason {
+        let shown: Vec<String> = skipped
+            .iter()
+            .take(NAMES_SHOWN)
+            .map(|one| format!("{} ({})", one.persistent_volume, one.detail))
+            .collect();
+        let more = skipped.len().saturating_sub(NAMES_SHOWN);
+        let more = if more > 0 {
+            format!(", and {more} more")
+        } else {
+            String::new()
+        };
+        let (count, reason) = (skipped.len(), reason.as_str());
+        if reason == SkipReason::NotNodeLocal.as_str() {
+            info!(count, reason, "volumes left out: {}{more}", shown.join(", "));
+        } else {
+            warn!(count, reason, "volumes left out: {}{more}", shown.join(", "));
+        }
+    }
+}
+
+fn log_outcomes(report: &Report<'_>) {
+    for (node, outcome) in report.outcomes {
+        match outcome {
+            Outcome::NotMeasured { reason, detail, .. } => {
+                warn!(node, reason = reason.as_str(), "node not measured: {detail}");
+            }
+            Outcome::Measured(Some(summary)) => {
+                for example in &summary.examples {
+                    let (volume, state) = (&example.persistentvolume, &example.state);
+                    warn!(node, persistentvolume = volume, state, "no number: {}", example.detail);
+                }
+            }
+            Outcome::Measured(None) => warn!(node, "the worker ended well, but what it said of its volumes was lost"),
+        }
+    }
+}
+
+fn summarize(report: &Report<'_>) {
+    let coverage = report.coverage();
+    let volumes_measured = coverage
+        .by_state
+        .get(lp_measure::State::Complete.as_str())
+        .copied()
+        .unwrap_or(0);
+    let nodes_measured = report
+        .outcomes
+        .values()
+        .filter(|outcome| matches!(outcome, Outcome::Measured(_)))
+        .count();
+    let (nodes, volumes_planned) = (report.outcomes.len(), report.plan.volumes_planned());
+    let seconds = report.duration.as_secs_f64();
+    info!(
+        run = report.run.id,
+        nodes_expected = nodes,
+        nodes_measured,
+        volumes_listed = report.plan.volumes_listed(),
+        volumes_planned,
+        volumes_measured,
+        volumes_skipped = report.plan.skipped.len(),
+        seconds,
+        peak_memory_bytes = report.peak_memory_bytes,
+        "run ended: {volumes_measured} of {volumes_planned} volumes on {nodes_measured} of {nodes} nodes measured in {seconds:.1} s"
+    );
+}
+
+/// Whether every node-local volume has a number.
+fn is_whole(report: &Report<'_>) -> bool {
+    let coverage = report.coverage();
+    let complete = coverage
+        .by_state
+        .get(lp_measure::State::Complete.as_str())
+        .copied()
+        .unwrap_or(0);
+    let none_skipped = report
+        .plan
+        .skipped
+        .iter()
+        .all(|one| one.reason == SkipReason::NotNodeLocal);
+    report.is_complete() && none_skipped && complete == report.plan.volumes_planned() as u64
+}

@@ -1,0 +1,372 @@
+//! Requests to the API server, each with a bound on its time and its tries.
+//!
+//! kube's own retries are off: they try fifteen times whatever the verb and follow a Retry-After of any length. Ours have a
+//! budget, and say what they do.
+
+use std::fmt;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
+use kube::core::Request;
+use kube::{Api, Client, Config, Resource};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+use tracing::warn;
+
+/// What the connection to the API server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest silence of a watch, which is longer than the API server's own end of one (290 s, kube's default).
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// What one try of a request may take, its whole answer included.
+const TRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a request may take with all its tries; a try that has begun is not cut by it.
+const RETRY_BUDGET: Duration = Duration::from_secs(20);
+/// The first pause between two tries, and the longest.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
+/// Objects a page: what kubectl asks for, about 1 MB of PersistentVolumes.
+const PAGE_OBJECTS: u32 = 500;
+/// How often a list is begun anew because the API server forgot where it was (410 Gone).
+const LIST_RESTARTS_MAX: usize = 3;
+/// The longest message of the API server that is passed on.
+const MESSAGE_MAX_CHARS: usize = 500;
+
+/// A connection to a cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    /// kube's client.
+    pub(super) client: Client,
+    /// The namespace that the Jobs, their ConfigMaps and the Lease are in.
+    pub(super) namespace: String,
+}
+
+/// A request that failed: what was tried, on what, and why it failed.
+#[derive(Debug, Error)]
+#[error("could not {verb} {resource}: {cause}")]
+pub struct ApiError {
+    /// The verb, as RBAC names it.
+    pub verb: &'static str,
+    /// The resource, as RBAC names it, and the object's name where there is one.
+    pub resource: String,
+    /// Why.
+    pub cause: ApiCause,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiCause {
+    /// The API server does not know us, or does not allow us the verb on the resource.
+    Forbidden(String),
+    /// There is no such object.
+    NotFound,
+    /// An object of that name exists, or the object was changed by somebody else.
+    Conflict(String),
+    /// The API server refuses the request for another reason, with its HTTP status.
+    Refused(u16, String),
+    /// The API server was not reached, or its answer made no sense.
+    Unreachable(String),
+}
+
+impl fmt::Display for ApiCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiCause::Forbidden(message) => {
+                write!(
+                    f,
+                    "forbidden: {message}; grant it in the ClusterRole or Role of the controller's ServiceAccount"
+                )
+            }
+            ApiCause::NotFound => write!(f, "it does not exist"),
+            ApiCause::Conflict(message) => write!(f, "conflict: {message}"),
+            ApiCause::Refused(status, message) => write!(f, "the API server refuses it with {status}: {message}"),
+            ApiCause::Unreachable(message) => {
+                write!(
+                    f,
+                    "{message}; check that the API server is reachable from here (kubectl get --raw /readyz)"
+                )
+            }
+        }
+    }
+}
+
+impl From<&kube::Error> for ApiCause {
+    fn from(error: &kube::Error) -> ApiCause {
+        match error {
+            kube::Error::Api(status) => ApiCause::from(status.as_ref()),
+            other => ApiCause::Unreachable(shorten(&chain(other))),
+        }
+    }
+}
+
+impl From<&kube::core::Status> for ApiCause {
+    fn from(status: &kube::core::Status) -> ApiCause {
+        let message = shorten(&status.message);
+        match status.code {
+            401 | 403 => ApiCause::Forbidden(message),
+            404 => ApiCause::NotFound,
+            409 => ApiCause::Conflict(message),
+            code => ApiCause::Refused(code, message),
+        }
+    }
+}
+
+impl ApiCause {
+    /// Whether another try may end otherwise.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            ApiCause::Unreachable(_) | ApiCause::Refused(408 | 429 | 500..=599, _)
+        )
+    }
+}
+
+/// An error and its causes in one line, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(MESSAGE_MAX_CHARS).collect()
+}
+
+/// A page of a list whose objects are not decoded yet, so that a strange one costs only itself.
+#[derive(Deserialize)]
+struct RawPage {
+    #[serde(default)]
+    metadata: PageMetadata,
+    #[serde(default)]
+    items: Vec<Box<RawValue>>,
+}
+
+#[derive(Default, Deserialize)]
+struct PageMetadata {
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
+}
+
+impl Cluster {
+    /// Connects by the kubeconfig (KUBECONFIG, ~/.kube/config), else by the pod's service account.
+    ///
+    /// `namespace` is where the Jobs go; without it, the kubeconfig's or the pod's own.
+    ///
+    /// # Errors
+    /// [`ApiCause::Unreachable`] when there is no usable configuration. Nothing is asked of the API server yet.
+    pub async fn connect(namespace: Option<String>) -> Result<Cluster, ApiError> {
+        let failed = |error: &dyn std::error::Error| ApiError {
+            verb: "find",
+            resource: "a kubeconfig or a service account".to_owned(),
+            cause: ApiCause::Unreachable(shorten(&chain(error))),
+        };
+        let mut config = Config::infer().await.map_err(|error| failed(&error))?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        // Else the time that a pooled connection lay idle counts as silence of the next answer.
+        config.reset_reader_on_write = true;
+        config.default_retry = false;
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(|error| failed(&error))?;
+        Ok(Cluster { client, namespace })
+    }
+
+    /// The namespace that the Jobs are in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Lists every object of a resource of the whole cluster, in pages; `decode` turns each into what is kept.
+    ///
+    /// # Errors
+    /// Whatever keeps the list from being complete: a part of a list is never returned.
+    pub async fn list<K, T>(&self, mut decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let request = Request::new(K::url_path(&(), None));
+        let mut restarts = 0;
+        let mut token: Option<String> = None;
+        let mut found = Vec::new();
+        loop {
+            let mut parameters = ListParams::default().limit(PAGE_OBJECTS);
+            parameters.continue_token = token.take();
+            let page = self
+                .retrying("list", &K::plural(&()), || async {
+                    let request = request.list(&parameters).map_err(kube::Error::BuildRequest)?;
+                    self.client.request::<RawPage>(request).await
+                })
+                .await;
+            match page {
+                Ok(page) => {
+                    found.extend(page.items.iter().map(|item| decode(item)));
+                    token = page.metadata.continue_token.filter(|token| !token.is_empty());
+                    if token.is_none() {
+                        return Ok(found);
+                    }
+                }
+                Err(ApiError {
+                    cause: ApiCause::Refused(410, _),
+                    ..
+                }) if restarts < LIST_RESTARTS_MAX => {
+                    restarts += 1;
+                    found.clear();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads a pod of the namespace.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn pod(&self, name: &str) -> Result<Pod, ApiError> {
+        let pods: Api<Pod> = self.api();
+        self.retrying("get", &format!("pods {name}"), || pods.get(name)).await
+    }
+
+    /// Reads a Job of the namespace.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn job(&self, name: &str) -> Result<Job, ApiError> {
+        let jobs: Api<Job> = self.api();
+        self.retrying("get", &format!("jobs {name}"), || jobs.get(name)).await
+    }
+
+    /// Every Job of the namespace, whoever made it.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn jobs(&self) -> Result<Vec<Job>, ApiError> {
+        let jobs: Api<Job> = self.api();
+        let all = ListParams::default();
+        let list = self.retrying("list", "jobs", || jobs.list(&all)).await?;
+        Ok(list.items)
+    }
+
+    /// Creates a Job. If an earlier try got through although its answer did not, that Job is returned.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn create_job(&self, job: &Job) -> Result<Job, ApiError> {
+        let jobs: Api<Job> = self.api();
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        let parameters = PostParams::default();
+        let created = self
+            .retrying("create", &format!("jobs {name}"), || jobs.create(&parameters, job))
+            .await;
+        match created {
+            // The name holds a hash of the run: it is our own Job.
+            Err(ApiError {
+                cause: ApiCause::Conflict(_),
+                ..
+            }) => self.job(name).await,
+            other => other,
+        }
+    }
+
+    /// Creates a ConfigMap; one that an earlier try made is as good.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn create_config_map(&self, config_map: &ConfigMap) -> Result<(), ApiError> {
+        let config_maps: Api<ConfigMap> = self.api();
+        let name = config_map.metadata.name.as_deref().unwrap_or_default();
+        let resource = format!("configmaps {name}");
+        let parameters = PostParams::default();
+        let created = self
+            .retrying("create", &resource, || config_maps.create(&parameters, config_map))
+            .await;
+        match created {
+            Ok(_)
+            | Err(ApiError {
+                cause: ApiCause::Conflict(_),
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a Job together with its pods and its ConfigMap. One that is gone already is as good.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn delete_job(&self, name: &str) -> Result<(), ApiError> {
+        let jobs: Api<Job> = self.api();
+        // Without a policy the API server's default for Jobs leaves the pods behind for ever.
+        let parameters = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..Default::default()
+        };
+        let deleted = self
+            .retrying("delete", &format!("jobs {name}"), || jobs.delete(name, &parameters))
+            .await;
+        match deleted {
+            Ok(_)
+            | Err(ApiError {
+                cause: ApiCause::NotFound,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Tries a request until it is answered, is refused for good, or [`RETRY_BUDGET`] is used up.
+    pub(super) async fn retrying<T, F, R>(
+        &self,
+        verb: &'static str,
+        resource: &str,
+        mut request: R,
+    ) -> Result<T, ApiError>
+    where
+        R: FnMut() -> F,
+        F: Future<Output = Result<T, kube::Error>>,
+    {
+        let failed = |cause: ApiCause| ApiError {
+            verb,
+            resource: resource.to_owned(),
+            cause,
+        };
+        let attempt = || {
+            let answer = request();
+            async {
+                match tokio::time::timeout(TRY_TIMEOUT, answer).await {
+                    Ok(answered) => answered.map_err(|error| failed(ApiCause::from(&error))),
+                    Err(_) => Err(failed(ApiCause::Unreachable(format!(
+                        "no answer within {} s",
+                        TRY_TIMEOUT.as_secs()
+                    )))),
+                }
+            }
+        };
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(RETRY_PAUSE.0)
+            .with_max_delay(RETRY_PAUSE.1)
+            .with_jitter()
+            .with_total_delay(Some(RETRY_BUDGET))
+            .without_max_times();
+        attempt
+            .retry(pauses)
+            .when(|error: &ApiError| error.cause.is_transient())
+            .notify(|error, pause| warn!(pause_seconds = pause.as_secs_f64(), "{error}; trying again"))
+            .await
+    }
+}

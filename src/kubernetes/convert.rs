@@ -1,0 +1,388 @@
+//! Objects of the API server into what the rest of the program works with. Each object is read by itself: one that cannot be
+//! read is told by its reason, and costs no other.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1 as batch;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::job::{INSTANCE_LABEL, NODE_ANNOTATION, RUN_LABEL};
+use crate::tracker::{JobEnd, PodEnd, PodPhase, WorkerJob, WorkerPod};
+use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
+use crate::volumes::quantity;
+use crate::volumes::volume::{Claim, ClaimReference, Node, SkipReason, Skipped, SourceKind, Volume};
+
+/// Written by local-path-provisioner since 0.0.25: the node that the scheduler chose for the first pod of the claim.
+const SELECTED_NODE_ANNOTATION: &str = "local.path.provisioner/selected-node";
+/// The taint that the Cluster Autoscaler puts on a node before it takes it away.
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+/// What Virtual Kubelet labels its nodes with.
+const VIRTUAL_NODE_LABEL: (&str, &str) = ("type", "virtual-kubelet");
+/// The longest text of an object that is repeated in a reason.
+const TEXT_MAX_CHARS: usize = 200;
+
+/// Reads a PersistentVolume.
+///
+/// # Errors
+/// The volume as skipped: not node-local, or not readable, with its name as far as it can be told.
+pub fn volume(raw: &RawValue) -> Result<Volume, Skipped> {
+    let object: core::PersistentVolume = decode(raw).map_err(|(persistent_volume, detail)| Skipped {
+        persistent_volume,
+        reason: SkipReason::Undecodable,
+        detail,
+    })?;
+    let name = object.metadata.name.clone().unwrap_or_default();
+    volume_of(object).map_err(|(reason, detail)| Skipped {
+        persistent_volume: name,
+        reason,
+        detail: shorten(&detail),
+    })
+}
+
+fn volume_of(object: core::PersistentVolume) -> Result<Volume, (SkipReason, String)> {
+    let spec = object.spec.unwrap_or_default();
+    let (source, path) = match (spec.host_path, spec.local) {
+        (Some(host_path), _) => (SourceKind::HostPath, host_path.path),
+        (None, Some(local)) => (SourceKind::Local, local.path),
+        (None, None) => {
+            return Err((
+                SkipReason::NotNodeLocal,
+                "its source is neither hostPath nor local".to_owned(),
+            ));
+        }
+    };
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return Err((SkipReason::BlockMode, "volumeMode is Block".to_owned()));
+    }
+    let capacity = spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"));
+    let capacity_bytes = match capacity.map(|storage| quantity::parse_bytes(&storage.0)) {
+        Some(Ok(bytes)) => bytes,
+        Some(Err(error)) => return Err((SkipReason::InvalidCapacity, error.to_string())),
+        None => {
+            return Err((
+                SkipReason::InvalidCapacity,
+                "spec.capacity.storage is missing".to_owned(),
+            ));
+        }
+    };
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    Ok(Volume {
+        name: object.metadata.name.unwrap_or_default(),
+        claim: spec.claim_ref.and_then(|claim| {
+            Some(ClaimReference {
+                namespace: claim.namespace?,
+                name: claim.name?,
+                uid: claim.uid,
+            })
+        }),
+        storage_class: spec.storage_class_name.unwrap_or_default(),
+        source,
+        path,
+        capacity_bytes,
+        phase: object.status.and_then(|status| status.phase).unwrap_or_default(),
+        reclaim_policy: spec.persistent_volume_reclaim_policy.unwrap_or_default(),
+        affinity: affinity(spec.node_affinity)?,
+        selected_node: annotations.get(SELECTED_NODE_ANNOTATION).cloned(),
+    })
+}
+
+fn affinity(affinity: Option<core::VolumeNodeAffinity>) -> Result<Option<Vec<NodeSelectorTerm>>, (SkipReason, String)> {
+    let Some(required) = affinity.and_then(|affinity| affinity.required) else {
+        return Ok(None);
+    };
+    let requirements = |list: Option<Vec<core::NodeSelectorRequirement>>| {
+        list.unwrap_or_default()
+            .into_iter()
+            .map(|requirement| {
+                let operator = requirement.operator.parse::<Operator>().map_err(|_| {
+                    let detail = format!(
+                        "its node affinity has the operator {:?}, which Kubernetes does not",
+                        requirement.operator
+                    );
+                    (SkipReason::Undecodable, detail)
+                })?;
+                Ok(Requirement {
+                    key: requirement.key,
+                    operator,
+                    values: requirement.values.unwrap_or_default(),
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let terms = required.node_selector_terms.into_iter().map(|term| {
+        Ok(NodeSelectorTerm {
+            match_expressions: requirements(term.match_expressions)?,
+            match_fields: requirements(term.match_fields)?,
+        })
+    });
+    terms.collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+/// Reads a PersistentVolumeClaim.
+///
+/// # Errors
+/// Its name, as far as it can be told, and what is wrong with it.
+pub fn claim(raw: &RawValue) -> Result<Claim, (String, String)> {
+    let object: core::PersistentVolumeClaim = decode(raw)?;
+    let requests = object
+        .spec
+        .and_then(|spec| spec.resources)
+        .and_then(|resources| resources.requests);
+    let requested = requests.as_ref().and_then(|requests| requests.get("storage"));
+    Ok(Claim {
+        reference: ClaimReference {
+            namespace: object.metadata.namespace.unwrap_or_default(),
+            name: object.metadata.name.unwrap_or_default(),
+            uid: object.metadata.uid,
+        },
+        requested_bytes: requested.and_then(|storage| quantity::parse_bytes(&storage.0).ok()),
+    })
+}
+
+/// Reads a Node.
+pub fn node(object: core::Node) -> Node {
+    let ObjectMeta {
+        name,
+        labels,
+        deletion_timestamp,
+        ..
+    } = object.metadata;
+    let labels: BTreeMap<String, String> = labels.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let condition = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
+    let ready_condition = condition("Ready");
+    let ready = ready_condition.is_some_and(|ready| ready.status == "True");
+    let not_ready_message = match ready_condition {
+        _ if ready => String::new(),
+        Some(condition) => shorten(
+            condition
+                .message
+                .as_deref()
+                .or(condition.reason.as_deref())
+                .unwrap_or_default(),
+        ),
+        None => "the node has no condition Ready yet".to_owned(),
+    };
+    let taints = object.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    Node {
+        name: name.unwrap_or_default(),
+        ready,
+        not_ready_message,
+        disk_pressure: condition("DiskPressure").is_some_and(|pressure| pressure.status == "True"),
+        being_removed: deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED_TAINT),
+        operating_system: status.node_info.map(|info| info.operating_system).unwrap_or_default(),
+        is_virtual: labels
+            .get(VIRTUAL_NODE_LABEL.0)
+            .is_some_and(|value| value == VIRTUAL_NODE_LABEL.1),
+        labels,
+    }
+}
+
+/// Reads a worker's Job.
+pub fn worker_job(object: &batch::Job) -> WorkerJob {
+    let (name, run) = name_and_run(&object.metadata);
+    let node = annotation(&object.metadata, NODE_ANNOTATION);
+    let status = object.status.clone().unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let is_true = |kind: &str| {
+        conditions
+            .iter()
+            .find(|condition| condition.type_ == kind && condition.status == "True")
+    };
+    let message = |condition: &batch::JobCondition| {
+        let reason = condition.reason.clone().unwrap_or_default();
+        shorten(&format!("{reason}: {}", condition.message.clone().unwrap_or_default()))
+    };
+    let end = if is_true("Complete").is_some() || is_true("SuccessCriteriaMet").is_some() {
+        Some(JobEnd::Complete)
+    } else if let Some(failed) = is_true("Failed") {
+        Some(JobEnd::Failed(message(failed)))
+    } else {
+        // FailureTarget comes first; on a node that is cut off it is all that ever comes.
+        is_true("FailureTarget").map(|failing| JobEnd::Failing(message(failing)))
+    };
+    let created_unix_seconds = object
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(0, |created| created.0.as_second());
+    WorkerJob {
+        name,
+        run,
+        node,
+        end,
+        created_unix_seconds,
+    }
+}
+
+/// Reads a worker's pod.
+pub fn worker_pod(object: &core::Pod) -> WorkerPod {
+    let (name, run) = name_and_run(&object.metadata);
+    let status = object.status.clone().unwrap_or_default();
+    let spec = object.spec.as_ref();
+    let conditions = status.conditions.unwrap_or_default();
+    let unschedulable = conditions
+        .iter()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+        .map(|condition| shorten(condition.message.as_deref().unwrap_or("Unschedulable")));
+    let state = status
+        .container_statuses
+        .unwrap_or_default()
+        .into_iter()
+        .next()
+        .and_then(|container| container.state);
+    let (waiting, terminated) = state.map(|state| (state.waiting, state.terminated)).unwrap_or_default();
+    WorkerPod {
+        name,
+        run,
+        job: object
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|owner| owner.kind == "Job")
+            .map(|owner| owner.name.clone())
+            .unwrap_or_default(),
+        node: spec.and_then(|spec| spec.node_name.clone()),
+        phase: match status.phase.as_deref() {
+            Some("Running") => PodPhase::Running,
+            Some("Succeeded") => PodPhase::Succeeded,
+            Some("Failed") => PodPhase::Failed,
+            _ => PodPhase::Pending,
+        },
+        disrupted: conditions
+            .iter()
+            .any(|one| one.type_ == "DisruptionTarget" && one.status == "True"),
+        unschedulable,
+        waiting: waiting.map(|waiting| {
+            (
+                waiting.reason.unwrap_or_default(),
+                waiting.message.unwrap_or_default().chars().take(1000).collect(),
+            )
+        }),
+        end: terminated.map(|terminated| PodEnd {
+            exit_code: terminated.exit_code,
+            reason: terminated.reason.unwrap_or_default(),
+            message: terminated.message.unwrap_or_default(),
+        }),
+    }
+}
+
+fn name_and_run(metadata: &ObjectMeta) -> (String, String) {
+    let run = metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(RUN_LABEL))
+        .cloned()
+        .unwrap_or_default();
+    (metadata.name.clone().unwrap_or_default(), run)
+}
+
+fn annotation(metadata: &ObjectMeta, key: &str) -> String {
+    metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(key))
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// The label selector that finds the Jobs and pods of an instance's workers.
+pub fn worker_selector(instance: &str) -> String {
+    format!("{INSTANCE_LABEL}={instance},app.kubernetes.io/component=worker")
+}
+
+/// What this process is part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// The pod's uid.
+    pub uid: String,
+    /// The image of its container.
+    pub image: Option<String>,
+    /// The Job that made it.
+    pub job_name: Option<String>,
+}
+
+/// Reads the pod that this process runs in.
+pub fn own_pod(object: core::Pod) -> OwnPod {
+    let job_name = controller_of(&object.metadata, "Job").map(|owner| owner.name.clone());
+    let containers = object.spec.map(|spec| spec.containers).unwrap_or_default();
+    OwnPod {
+        uid: object.metadata.uid.unwrap_or_default(),
+        image: containers.into_iter().next().and_then(|container| container.image),
+        job_name,
+    }
+}
+
+/// The Job that this process is part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnJob {
+    /// Its name.
+    pub name: String,
+    /// Its uid, which holds the Lease.
+    pub uid: String,
+    /// `spec.activeDeadlineSeconds`.
+    pub active_deadline_seconds: Option<u64>,
+    /// Name and uid of the CronJob that made it.
+    pub cron_job: Option<(String, String)>,
+}
+
+/// Reads the Job that this process is part of.
+pub fn own_job(object: &batch::Job) -> OwnJob {
+    OwnJob {
+        name: object.metadata.name.clone().unwrap_or_default(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        active_deadline_seconds: object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.active_deadline_seconds)
+            .and_then(|seconds| u64::try_from(seconds).ok()),
+        cron_job: controller_of(&object.metadata, "CronJob").map(|owner| (owner.name.clone(), owner.uid.clone())),
+    }
+}
+
+/// Whether a Job has come to its end: nothing of it runs any more.
+pub fn has_ended(object: &batch::Job) -> bool {
+    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")
+}
+
+fn controller_of<'a>(metadata: &'a ObjectMeta, kind: &str) -> Option<&'a OwnerReference> {
+    metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.kind == kind && owner.controller == Some(true))
+}
+
+/// Decodes an object, or tells its name, as far as it has one, and what is wrong with it.
+fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
+    #[derive(Deserialize)]
+    struct Named {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        name: String,
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(raw.get());
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let name = serde_json::from_str::<Named>(raw.get()).map(|named| named.metadata.name);
+        (
+            name.unwrap_or_else(|_| "(no readable name)".to_owned()),
+            shorten(&error.to_string()),
+        )
+    })
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(TEXT_MAX_CHARS).collect()
+}

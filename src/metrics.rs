@@ -1,0 +1,455 @@
+//! Every metric family of the program, in one list, and the groups that they are pushed in.
+//!
+//! All are gauges, for ever: a Pushgateway refuses a name whose type differs from that of any group it holds, so a family
+//! that changed its type could not be pushed beside the groups of an older release.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lp_measure::{Measurement, State};
+
+use crate::exposition::{Body, Exposition, Family};
+use crate::tracker::Outcome;
+use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
+use crate::volumes::plan::{PlacedVolume, Plan};
+
+/// The group with capacities and the facts of the volumes.
+pub const CONTROLLER_JOB: &str = "lp-exporter";
+/// The group with the report of the last run.
+pub const REPORT_JOB: &str = "lp-exporter-run";
+/// The group that only a run that did its work replaces.
+pub const SUCCESS_JOB: &str = "lp-exporter-success";
+
+/// The labels of every metric about a volume.
+pub const VOLUME_LABELS: &[&str] = &[
+    "namespace",
+    "persistentvolumeclaim",
+    "persistentvolume",
+    "storageclass",
+    "node",
+];
+
+const CAPACITY: Family = Family {
+    name: "local_volume_stats_capacity_bytes",
+    help: "Capacity of the PersistentVolume (spec.capacity.storage), in bytes. Nothing enforces it.",
+    labels: VOLUME_LABELS,
+};
+const REQUESTED: Family = Family {
+    name: "local_volume_stats_requested_bytes",
+    help: "What the volume's claim requests now, in bytes.",
+    labels: VOLUME_LABELS,
+};
+const VOLUME_INFO: Family = Family {
+    name: "local_volume_info",
+    help: "Facts of a volume; always 1.",
+    labels: &[
+        "namespace",
+        "persistentvolumeclaim",
+        "persistentvolume",
+        "storageclass",
+        "node",
+        "phase",
+        "reclaim_policy",
+        "type",
+        "shared",
+    ],
+};
+const USED: Family = Family {
+    name: "local_volume_stats_used_bytes",
+    help: "Bytes allocated to the files and directories of the volume, files with several links counted once.",
+    labels: VOLUME_LABELS,
+};
+const APPARENT: Family = Family {
+    name: "local_volume_stats_apparent_bytes",
+    help: "Sizes of the files and symbolic links of the volume, each inode counted once, holes included.",
+    labels: VOLUME_LABELS,
+};
+const INODES_USED: Family = Family {
+    name: "local_volume_stats_inodes_used",
+    help: "Inodes of the volume, its own directory included.",
+    labels: VOLUME_LABELS,
+};
+const SCAN_STATE: Family = Family {
+    name: "local_volume_scan_state",
+    help: "How the last measuring of the volume ended, and by which method; always 1. Only complete comes with numbers.",
+    labels: &[
+        "namespace",
+        "persistentvolumeclaim",
+        "persistentvolume",
+        "storageclass",
+        "node",
+        "state",
+        "method",
+    ],
+};
+const SCAN_ERRORS: Family = Family {
+    name: "local_volume_scan_errors",
+    help: "Places of the volume that could not be read.",
+    labels: VOLUME_LABELS,
+};
+const SCAN_DURATION: Family = Family {
+    name: "local_volume_scan_duration_seconds",
+    help: "What measuring the volume took, in seconds.",
+    labels: VOLUME_LABELS,
+};
+const MEASURED_TIMESTAMP: Family = Family {
+    name: "lp_exporter_measured_timestamp_seconds",
+    help: "When the worker had measured the volumes of its node, in seconds since 1970, by the node's clock.",
+    labels: &[],
+};
+const WORKER_DURATION: Family = Family {
+    name: "lp_exporter_worker_duration_seconds",
+    help: "What the worker took from its start to its push, in seconds.",
+    labels: &[],
+};
+const BUILD_INFO: Family = Family {
+    name: "lp_exporter_build_info",
+    help: "The version of the program that pushed this group; always 1.",
+    labels: &["version"],
+};
+const RUN_START: Family = Family {
+    name: "lp_exporter_run_start_timestamp_seconds",
+    help: "When the run began that this group is from, in seconds since 1970, by the controller's clock.",
+    labels: &[],
+};
+const INTERVAL: Family = Family {
+    name: "lp_exporter_interval_seconds",
+    help: "The time between two runs, in seconds, as it is configured.",
+    labels: &[],
+};
+const NODE_EXPECTED: Family = Family {
+    name: "lp_exporter_node_expected",
+    help: "A node that holds volumes and is to be measured in every run; always 1.",
+    labels: &["node"],
+};
+const VOLUMES_LISTED: Family = Family {
+    name: "lp_exporter_volumes_listed",
+    help: "PersistentVolumes that the run found.",
+    labels: &[],
+};
+const VOLUMES_SKIPPED: Family = Family {
+    name: "lp_exporter_volumes_skipped",
+    help: "PersistentVolumes that the plan leaves out, by reason.",
+    labels: &["reason"],
+};
+const RUN_DURATION: Family = Family {
+    name: "lp_exporter_run_duration_seconds",
+    help: "What the last run took, in seconds.",
+    labels: &[],
+};
+const RUN_COMPLETE: Family = Family {
+    name: "lp_exporter_run_complete",
+    help: "Whether the last run measured and delivered every node: 1 or 0.",
+    labels: &[],
+};
+const NODE_MEASURED: Family = Family {
+    name: "lp_exporter_node_measured",
+    help: "Whether the last run measured and delivered the node: 1 or 0.",
+    labels: &["node"],
+};
+const NODE_NOT_MEASURED: Family = Family {
+    name: "lp_exporter_node_not_measured",
+    help: "A node that the last run did not measure or deliver, with the reason; always 1.",
+    labels: &["node", "reason"],
+};
+const VOLUMES_MEASURED: Family = Family {
+    name: "lp_exporter_volumes_measured",
+    help: "Volumes of the nodes that the last run measured, by the state in which their measuring ended.",
+    labels: &["state"],
+};
+const VOLUMES_NODE_NOT_MEASURED: Family = Family {
+    name: "lp_exporter_volumes_node_not_measured",
+    help: "Volumes without a new number because their node was not measured, by the node's reason.",
+    labels: &["reason"],
+};
+const CONTROLLER_PEAK_MEMORY: Family = Family {
+    name: "lp_exporter_controller_peak_memory_bytes",
+    help: "The most memory that the controller held in the last run, in bytes.",
+    labels: &[],
+};
+const WORKER_PEAK_MEMORY: Family = Family {
+    name: "lp_exporter_worker_peak_memory_bytes",
+    help: "The most memory that the node's worker held in the last run, in bytes.",
+    labels: &["node"],
+};
+const WORKER_CONFINED: Family = Family {
+    name: "lp_exporter_worker_confined",
+    help: "Whether the node's worker saw its own system call filter refuse open_by_handle_at: 1 or 0.",
+    labels: &["node"],
+};
+const LAST_SUCCESS: Family = Family {
+    name: "lp_exporter_last_success_timestamp_seconds",
+    help: "When the last run that did its work ended, in seconds since 1970, by the controller's clock.",
+    labels: &[],
+};
+
+/// Every family.
+pub const FAMILIES: &[&Family] = &[
+    &CAPACITY,
+    &REQUESTED,
+    &VOLUME_INFO,
+    &USED,
+    &APPARENT,
+    &INODES_USED,
+    &SCAN_STATE,
+    &SCAN_ERRORS,
+    &SCAN_DURATION,
+    &MEASURED_TIMESTAMP,
+    &WORKER_DURATION,
+    &BUILD_INFO,
+    &RUN_START,
+    &INTERVAL,
+    &NODE_EXPECTED,
+    &VOLUMES_LISTED,
+    &VOLUMES_SKIPPED,
+    &RUN_DURATION,
+    &RUN_COMPLETE,
+    &NODE_MEASURED,
+    &NODE_NOT_MEASURED,
+    &VOLUMES_MEASURED,
+    &VOLUMES_NODE_NOT_MEASURED,
+    &CONTROLLER_PEAK_MEMORY,
+    &WORKER_PEAK_MEMORY,
+    &WORKER_CONFINED,
+    &LAST_SUCCESS,
+];
+
+/// Every label name that a series uses, some more than once: a grouping label of that name would overwrite it.
+pub fn label_names() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|family| family.labels.iter().copied())
+}
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The group of the controller: what is known before anything is measured.
+pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration) -> Body {
+    let volumes = || {
+        plan.nodes
+            .iter()
+            .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
+    };
+    let mut exposition = Exposition::new();
+    exposition.family(
+        &CAPACITY,
+        volumes().map(|(node, volume)| (labels(volume, node), volume.capacity_bytes as f64)),
+    );
+    let requested = volumes().filter_map(|(node, volume)| Some((labels(volume, node), volume.requested_bytes? as f64)));
+    exposition.family(&REQUESTED, requested);
+    exposition.family(
+        &VOLUME_INFO,
+        volumes().map(|(node, volume)| (info_labels(volume, node), 1.0)),
+    );
+    exposition.family(
+        &NODE_EXPECTED,
+        plan.nodes.iter().map(|node| ([node.name.as_str()], 1.0)),
+    );
+    exposition.value(&VOLUMES_LISTED, plan.volumes_listed() as f64);
+    let skipped = plan.skipped_by_reason();
+    exposition.family(
+        &VOLUMES_SKIPPED,
+        skipped.iter().map(|(reason, count)| ([reason.as_str()], *count as f64)),
+    );
+    exposition.value(&INTERVAL, interval.as_secs_f64());
+    finish(exposition, run)
+}
+
+fn labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 5] {
+    let (namespace, claim) = volume
+        .claim
+        .as_ref()
+        .map_or(("", ""), |(namespace, name)| (namespace, name));
+    [namespace, claim, &volume.name, &volume.storage_class, node]
+}
+
+fn info_labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 9] {
+    let [namespace, claim, name, storage_class, node] = labels(volume, node);
+    let shared = if volume.shared { "true" } else { "false" };
+    [
+        namespace,
+        claim,
+        name,
+        storage_class,
+        node,
+        &volume.phase,
+        &volume.reclaim_policy,
+        volume.source.as_str(),
+        shared,
+    ]
+}
+
+/// The group of a worker: one measurement for each volume of its plan, in the plan's order.
+pub fn usage_group(plan: &NodePlan, measurements: &[Measurement], times: WorkerTimes) -> Body {
+    let pairs = || {
+        plan.volumes
+            .iter()
+            .zip(measurements)
+            .map(|(volume, one)| (volume.label_values(&plan.node), one))
+    };
+    let mut exposition = Exposition::new();
+    exposition.family(
+        &USED,
+        pairs().filter_map(|(labels, one)| Some((labels, one.used_bytes? as f64))),
+    );
+    exposition.family(
+        &APPARENT,
+        pairs().filter_map(|(labels, one)| Some((labels, one.apparent_bytes? as f64))),
+    );
+    exposition.family(
+        &INODES_USED,
+        pairs().filter_map(|(labels, one)| Some((labels, one.inodes_used? as f64))),
+    );
+    exposition.family(
+        &SCAN_STATE,
+        plan.volumes
+            .iter()
+            .zip(measurements)
+            .map(|(v, one)| (state_labels(v, &plan.node, one), 1.0)),
+    );
+    exposition.family(&SCAN_ERRORS, pairs().map(|(labels, one)| (labels, one.errors as f64)));
+    exposition.family(&SCAN_DURATION, pairs().map(|(labels, one)| (labels, one.seconds)));
+    exposition.value(&MEASURED_TIMESTAMP, times.measured_unix_seconds);
+    exposition.value(&WORKER_DURATION, times.duration_seconds);
+    finish(exposition, &plan.run)
+}
+
+/// When and how long a worker measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WorkerTimes {
+    /// When it was done measuring, by its own clock.
+    pub measured_unix_seconds: f64,
+    /// What it took from its start.
+    pub duration_seconds: f64,
+}
+
+fn state_labels<'a>(volume: &'a PlannedVolume, node: &'a str, measurement: &Measurement) -> [&'a str; 7] {
+    let [namespace, claim, name, storage_class, node] = volume.label_values(node);
+    let method = measurement.method.map_or("", |method| method.as_str());
+    [
+        namespace,
+        claim,
+        name,
+        storage_class,
+        node,
+        measurement.state.as_str(),
+        method,
+    ]
+}
+
+/// What a run tells at its end.
+pub struct Report<'a> {
+    /// The run.
+    pub run: &'a Run,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// What became of each node.
+    pub outcomes: &'a BTreeMap<String, Outcome>,
+    /// What the run took.
+    pub duration: Duration,
+    /// The controller's peak memory.
+    pub peak_memory_bytes: u64,
+}
+
+/// How many volumes ended how: the sum over all is the number of volumes listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Volumes of measured nodes, by state.
+    pub by_state: BTreeMap<String, u64>,
+    /// Volumes of nodes that were not measured, by the node's reason.
+    pub by_node_reason: BTreeMap<&'static str, u64>,
+}
+
+impl Report<'_> {
+    /// Counts the volumes of the plan by what became of them.
+    pub fn coverage(&self) -> Coverage {
+        let mut coverage = Coverage::default();
+        for state in State::ALL {
+            coverage.by_state.insert(state.as_str().to_owned(), 0);
+        }
+        for node in &self.plan.nodes {
+            match self.outcomes.get(&node.name) {
+                Some(Outcome::Measured(Some(summary))) => {
+                    for (state, count) in &summary.states {
+                        *coverage.by_state.entry(state.clone()).or_default() += count;
+                    }
+                }
+                // The worker ended well, and its message was lost: it delivered all that it was given.
+                Some(Outcome::Measured(None)) => {
+                    *coverage.by_state.entry(UNKNOWN_STATE.to_owned()).or_default() += node.volumes.len() as u64;
+                }
+                Some(Outcome::NotMeasured { reason, .. }) => {
+                    *coverage.by_node_reason.entry(reason.as_str()).or_default() += node.volumes.len() as u64;
+                }
+                None => {}
+            }
+        }
+        coverage
+    }
+
+    /// Whether every node was measured and delivered.
+    pub fn is_complete(&self) -> bool {
+        self.outcomes
+            .values()
+            .all(|outcome| matches!(outcome, Outcome::Measured(_)))
+    }
+
+    /// The group of the report.
+    pub fn group(&self) -> Body {
+        let mut exposition = Exposition::new();
+        exposition.value(&RUN_DURATION, self.duration.as_secs_f64());
+        exposition.value(&RUN_COMPLETE, f64::from(u8::from(self.is_complete())));
+        let is_measured = |outcome: &Outcome| f64::from(u8::from(matches!(outcome, Outcome::Measured(_))));
+        exposition.family(
+            &NODE_MEASURED,
+            self.outcomes
+                .iter()
+                .map(|(node, outcome)| ([node.as_str()], is_measured(outcome))),
+        );
+        let reasons = self.outcomes.iter().filter_map(|(node, outcome)| match outcome {
+            Outcome::NotMeasured { reason, .. } => Some(([node.as_str(), reason.as_str()], 1.0)),
+            Outcome::Measured(_) => None,
+        });
+        exposition.family(&NODE_NOT_MEASURED, reasons);
+        let coverage = self.coverage();
+        let by_state = coverage
+            .by_state
+            .iter()
+            .map(|(state, count)| ([state.as_str()], *count as f64));
+        exposition.family(&VOLUMES_MEASURED, by_state);
+        let by_reason = coverage
+            .by_node_reason
+            .iter()
+            .map(|(reason, count)| ([*reason], *count as f64));
+        exposition.family(&VOLUMES_NODE_NOT_MEASURED, by_reason);
+        exposition.value(&CONTROLLER_PEAK_MEMORY, self.peak_memory_bytes as f64);
+        let summaries = || {
+            self.outcomes.iter().filter_map(|(node, outcome)| match outcome {
+                Outcome::Measured(summary) | Outcome::NotMeasured { summary, .. } => {
+                    Some((node.as_str(), summary.as_ref()?))
+                }
+            })
+        };
+        let memory = summaries().map(|(node, summary)| ([node], summary.peak_memory_bytes as f64));
+        exposition.family(&WORKER_PEAK_MEMORY, memory);
+        let confined = summaries().map(|(node, summary)| ([node], f64::from(u8::from(summary.confined))));
+        exposition.family(&WORKER_CONFINED, confined);
+        finish(exposition, self.run)
+    }
+}
+
+/// The state of volumes whose worker ended well and whose summary was lost.
+const UNKNOWN_STATE: &str = "unknown";
+
+/// The group that tells of success.
+pub fn success_group(run: &Run, ended_unix_seconds: f64) -> Body {
+    let mut exposition = Exposition::new();
+    exposition.value(&LAST_SUCCESS, ended_unix_seconds);
+    finish(exposition, run)
+}
+
+/// What every group says.
+fn finish(mut exposition: Exposition, run: &Run) -> Body {
+    exposition.value(&RUN_START, run.started_unix_seconds);
+    exposition.family(&BUILD_INFO, [([VERSION], 1.0)]);
+    exposition.finish()
+}

@@ -1,0 +1,563 @@
+//! The requests to a Pushgateway: put, delete and list groups, each within a budget of time.
+//!
+//! What may pass by itself (no connection, no reply in time, 408, 429, 5xx) is tried again until the budget is used
+//! up; what will not (any other status, a certificate that nobody vouches for) is told at once. The user and password
+//! in the URL are taken out of it first, so that no log and no error can show them.
+
+use std::error::Error;
+use std::fmt::{self, Debug, Formatter};
+use std::io::{self, BufReader, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::TryStreamExt;
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Method, Request, Response, StatusCode, redirect};
+use tokio::time::Instant;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+use url::Url;
+
+use super::group::GroupingKey;
+use super::list;
+use super::tls::{self, TlsError};
+use crate::exposition::{Body, CONTENT_TYPE};
+
+/// How a Pushgateway is reached. It holds a password if the URL does, so it cannot be shown.
+pub struct PushgatewayConfig {
+    /// The URL below which the server's API lies: http or https, with a path if the server has a route prefix, with
+    /// user and password if it wants basic authentication.
+    pub url: String,
+    /// A file of PEM certificates that vouch for the server, in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long one try may take, from connecting to the end of the reply.
+    pub request_timeout: Duration,
+}
+
+/// A Pushgateway: a client with its connections.
+pub struct Pushgateway {
+    client: reqwest::Client,
+    /// What all requests share: the server's URL without user and password, and these as a header that is marked as
+    /// secret.
+    template: Request,
+    request_timeout: Duration,
+}
+
+/// A group that the server holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// The labels of its key, the job among them.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// When it was last pushed, by the server's clock, in seconds since 1970; 0 if no push was ever accepted: the
+    /// server then made the group only to say that one failed.
+    pub push_time_seconds: f64,
+}
+
+impl Pushgateway {
+    /// A client for the server of `config`; nothing is sent yet. Proxies are taken from the usual environment
+    /// variables (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A proxy that itself speaks TLS in
+    /// front of an http server is checked by `ca_file` alone.
+    pub fn new(config: PushgatewayConfig) -> Result<Self, PushgatewayError> {
+        let PushgatewayConfig {
+            url,
+            ca_file,
+            request_timeout,
+        } = config;
+        let url = parse_url(&url)?;
+        let tls = tls::client_config(ca_file.as_deref(), url.scheme() == "https")?;
+        let failed = |error: reqwest::Error| PushgatewayError::Client {
+            why: deepest_cause(&error.without_url()),
+        };
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::custom(follow_within_the_server))
+            // All retries are ours, within the budget.
+            .retry(reqwest::retry::never())
+            .user_agent(concat!("lp-exporter/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(failed)?;
+        // The builder of a request, unlike Request::new, moves user and password from the URL to a header.
+        let template = client.get(url).build().map_err(failed)?;
+        Ok(Self {
+            client,
+            template,
+            request_timeout,
+        })
+    }
+
+    /// The URL of the server, without user and password.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.template.url().as_str()
+    }
+
+    /// Replaces the group of `key` by the metrics in `body`, within `budget`.
+    ///
+    /// It is safe to repeat when nobody knows whether the last try arrived: a PUT carries the whole group and leaves
+    /// the server with just that, however often it is applied.
+    pub async fn put(
+        &self,
+        key: &GroupingKey,
+        body: &Body,
+        budget: Duration,
+    ) -> Result<(), PushError> {
+        let mut request = self.request(Method::PUT, &key.path());
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        request
+            .headers_mut()
+            .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        *request.body_mut() = Some(body.gzip().to_vec().into());
+        self.send(request, budget, read_nothing).await
+    }
+
+    /// Deletes the group of `key`, within `budget`. A group that does not exist is deleted as well, so that this is as
+    /// safe to repeat as a PUT.
+    pub async fn delete(&self, key: &GroupingKey, budget: Duration) -> Result<(), PushError> {
+        self.send(
+            self.request(Method::DELETE, &key.path()),
+            budget,
+            read_nothing,
+        )
+        .await
+    }
+
+    /// All groups of the server, within `budget`. The reply holds every metric of the server as well; it is read as a
+    /// stream and not kept.
+    pub async fn groups(&self, budget: Duration) -> Result<Vec<Group>, PushError> {
+        self.send(
+            self.request(Method::GET, "/api/v1/metrics"),
+            budget,
+            read_list,
+        )
+        .await
+    }
+
+    /// A request for `path`, which begins with a slash and needs no encoding, below the server's URL.
+    fn request(&self, method: Method, path: &str) -> Request {
+        let mut request = self.template.try_clone().expect("a request without body");
+        let path = format!("{}{path}", request.url().path().trim_end_matches('/'));
+        request.url_mut().set_path(&path);
+        *request.method_mut() = method;
+        request
+    }
+
+    /// Tries `request` until `accept` takes a reply, something fails for good, or `budget` is used up.
+    async fn send<Accepted, Reading: Future<Output = Result<Accepted, Cause>>>(
+        &self,
+        request: Request,
+        budget: Duration,
+        accept: fn(Response) -> Reading,
+    ) -> Result<Accepted, PushError> {
+        let begin = Instant::now();
+        let mut delays = retry_delays();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let remaining = budget.saturating_sub(begin.elapsed());
+            let cause = match self
+                .try_once(&request, remaining.min(self.request_timeout), accept)
+                .await
+            {
+                Ok(accepted) => return Ok(accepted),
+                Err(cause) => cause,
+            };
+            let delay = cause.retry_after().or_else(|| delays.next());
+            match delay {
+                Some(delay) if cause.may_pass() && begin.elapsed() + delay < budget => {
+                    tracing::warn!(
+                        method = %request.method(), url = %request.url(), tries, cause = %cause,
+                        retry_in_seconds = delay.as_secs_f64(), "the Pushgateway did not take a request, trying again"
+                    );
+                    tokio::time::sleep(delay).await;
+                }
+                _ => {
+                    let (method, url) = (request.method().to_string(), request.url().to_string());
+                    return Err(PushError {
+                        method,
+                        url,
+                        tries,
+                        elapsed: begin.elapsed(),
+                        cause,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn try_once<Accepted, Reading: Future<Output = Result<Accepted, Cause>>>(
+        &self,
+        request: &Request,
+        timeout: Duration,
+        accept: fn(Response) -> Reading,
+    ) -> Result<Accepted, Cause> {
+        let mut request = request.try_clone().expect("a body in memory");
+        *request.timeout_mut() = Some(timeout);
+        let response = self
+            .client
+            .execute(request)
+            .await
+            .map_err(|error| transport_failure(&error, timeout))?;
+        // 202 is the answer to each DELETE, and to a PUT where the server does not check pushes.
+        match response.status() {
+            StatusCode::OK | StatusCode::ACCEPTED => accept(response).await,
+            _ => Err(refusal(response).await),
+        }
+    }
+}
+
+impl Debug for Pushgateway {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Pushgateway")
+            .field("url", &self.url())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is no client for what is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum PushgatewayError {
+    /// The URL is none, or none for us. It is not shown, for it may hold a password.
+    #[error(
+        "the URL of the Pushgateway is not usable: {why}; set LP_EXPORTER_PUSHGATEWAY_URL, as in http://pushgateway:9091"
+    )]
+    Url {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There are no certificates to check the server by.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client for the Pushgateway cannot be set up: {why}")]
+    Client {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// A request that the Pushgateway did not take.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "{method} {url} failed after {tries} {} in {:.1} s: {cause}; {}",
+    if *.tries == 1 { "try" } else { "tries" }, .elapsed.as_secs_f64(), .cause.what_to_do()
+)]
+pub struct PushError {
+    /// The method of the request.
+    pub method: String,
+    /// Its URL, without user and password.
+    pub url: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// How long that took altogether.
+    pub elapsed: Duration,
+    /// Why the last try failed.
+    pub cause: Cause,
+}
+
+/// Why one try failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// No whole reply came: no address, no connection, no answer in time, or one that was cut off.
+    #[error("the server cannot be reached: {why}")]
+    Unreachable {
+        /// What happened.
+        why: String,
+    },
+    /// The server's certificate does not stand up to the check.
+    #[error("the server is not trusted: {why}")]
+    Untrusted {
+        /// What is wrong with the certificate.
+        why: String,
+    },
+    /// The server, or a proxy before it, cannot serve the request now: 408, 429 or 5xx.
+    #[error("the server cannot serve now, with status {status}: {message}")]
+    Busy {
+        /// The status of the reply.
+        status: u16,
+        /// What the server says, cut to a bound.
+        message: String,
+        /// How long the server asks us to wait, cut to a bound.
+        retry_after: Option<Duration>,
+    },
+    /// The server does not take the request, and will not take it later.
+    #[error("the server refused with status {status}: {message}")]
+    Refused {
+        /// The status of the reply.
+        status: u16,
+        /// What the server says, cut to a bound.
+        message: String,
+    },
+    /// What answered is no Pushgateway.
+    #[error("the reply is not one of a Pushgateway: {why}")]
+    NotAPushgateway {
+        /// What is wrong with the reply.
+        why: String,
+    },
+}
+
+impl Cause {
+    /// Whether another try may succeed.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    fn what_to_do(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => {
+                "check LP_EXPORTER_PUSHGATEWAY_URL, that the Pushgateway runs, and that a network policy or a proxy \
+                 lets us reach it"
+            }
+            Self::Untrusted { .. } => {
+                "give the certificate of the server's CA by LP_EXPORTER_PUSHGATEWAY_CA_FILE, and call the server by \
+                 the name in its certificate"
+            }
+            Self::Busy { .. } => "see the log of the Pushgateway and of the proxies before it",
+            Self::Refused { status: 400, .. } => {
+                "if another group holds the same series, or the same name with another type, delete that group or set \
+                 LP_EXPORTER_GROUPING_LABELS to a label of this cluster's own"
+            }
+            Self::Refused {
+                status: 401 | 403, ..
+            } => "check the user and the password in LP_EXPORTER_PUSHGATEWAY_URL",
+            Self::Refused { status: 413, .. } => {
+                "raise the limit on bodies in the proxy before the Pushgateway"
+            }
+            Self::Refused { .. } | Self::NotAPushgateway { .. } => {
+                "check that LP_EXPORTER_PUSHGATEWAY_URL is the URL of a Pushgateway, with its route prefix if it has \
+                 one"
+            }
+        }
+    }
+}
+
+/// Long enough for a lost SYN or two, which are sent again after one and three seconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between the first tries. Each wait is lengthened by chance to up to twice itself, so that the workers of all nodes
+/// do not come back at the same moment.
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Between later tries: seldom enough for a server that starts, often enough to use a short budget.
+const LAST_RETRY_DELAY: Duration = Duration::from_secs(3);
+
+/// What a server may ask for at most: a budget of minutes must not be slept away by one reply.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// So much of what a server says is shown.
+const MESSAGE_MAX_BYTES: usize = 500;
+
+/// A list of groups is read so far. A server with half a million series sends 120 MB.
+const LIST_MAX_BYTES: u64 = 2 << 30;
+
+/// Enough for a router that adds or takes a slash; a loop ends here.
+const REDIRECTS_MAX: usize = 3;
+
+fn retry_delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::new()
+        .with_min_delay(FIRST_RETRY_DELAY)
+        .with_max_delay(LAST_RETRY_DELAY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+fn parse_url(text: &str) -> Result<Url, PushgatewayError> {
+    let refuse = |why: &str| PushgatewayError::Url {
+        why: why.to_owned(),
+    };
+    let url = Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refuse("it begins with neither http:// nor https://"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(refuse(
+            "it has a query or a fragment, which a Pushgateway does not know",
+        ));
+    }
+    Ok(url)
+}
+
+/// Follows a redirect only to the same scheme, host and port: neither metrics nor a password go anywhere else. And
+/// not 303, which asks for a GET, whose good reply would look like that of a PUT.
+fn follow_within_the_server(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let is_same_server = attempt
+        .previous()
+        .first()
+        .is_some_and(|first| first.origin() == attempt.url().origin());
+    if is_same_server
+        && attempt.status() != StatusCode::SEE_OTHER
+        && attempt.previous().len() <= REDIRECTS_MAX
+    {
+        attempt.follow()
+    } else {
+        attempt.stop()
+    }
+}
+
+/// The status of a reply to a PUT or a DELETE says all.
+async fn read_nothing(_: Response) -> Result<(), Cause> {
+    Ok(())
+}
+
+/// Reads the list of groups on a thread that may block, because the JSON reader pulls.
+async fn read_list(response: Response) -> Result<Vec<Group>, Cause> {
+    let stream = Box::pin(
+        response
+            .bytes_stream()
+            .map_err(|error| io::Error::other(error.without_url())),
+    );
+    let reader = BufReader::new(SyncIoBridge::new(StreamReader::new(stream)).take(LIST_MAX_BYTES));
+    let reading = tokio::task::spawn_blocking(|| list::read_groups(reader)).await;
+    let groups = reading.map_err(|error| Cause::NotAPushgateway {
+        why: error.to_string(),
+    })?;
+    groups.map_err(|error| match error.classify() {
+        serde_json::error::Category::Io => Cause::Unreachable {
+            why: deepest_cause(&error),
+        },
+        serde_json::error::Category::Eof => Cause::Unreachable {
+            why: "the list of groups is cut off".to_owned(),
+        },
+        serde_json::error::Category::Syntax | serde_json::error::Category::Data => {
+            Cause::NotAPushgateway {
+                why: error.to_string(),
+            }
+        }
+    })
+}
+
+/// What a reply that is no success means.
+async fn refusal(response: Response) -> Cause {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let location = response.headers().get(header::LOCATION).map(shown_location);
+    let message = read_message(response).await;
+    match (status, location) {
+        (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, _) => Cause::Busy {
+            status: status.as_u16(),
+            message,
+            retry_after,
+        },
+        (status, _) if status.is_server_error() => Cause::Busy {
+            status: status.as_u16(),
+            message,
+            retry_after,
+        },
+        (status, Some(location)) if status.is_redirection() => Cause::Refused {
+            status: status.as_u16(),
+            message: format!(
+                "it points to {location}, and only redirects within the same server are followed"
+            ),
+        },
+        (status, _) => Cause::Refused {
+            status: status.as_u16(),
+            message,
+        },
+    }
+}
+
+/// The seconds of a Retry-After header, cut to a bound. It may hold a date instead; then our own delays must do.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers
+        .get(header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
+
+/// The server to which a reply points, without what may be secret: user, password and query.
+fn shown_location(location: &HeaderValue) -> String {
+    let url = location
+        .to_str()
+        .ok()
+        .and_then(|text| Url::parse(text).ok());
+    url.map_or_else(
+        || "another path".to_owned(),
+        |url| url.origin().ascii_serialization() + url.path(),
+    )
+}
+
+/// The beginning of what the server says, in one line without control characters.
+async fn read_message(mut response: Response) -> String {
+    let mut bytes = Vec::new();
+    // A message that breaks off is better than none.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MESSAGE_MAX_BYTES {
+            break;
+        }
+    }
+    let message = one_line(&bytes);
+    if message.is_empty() {
+        "it says nothing".to_owned()
+    } else {
+        message
+    }
+}
+
+/// Text from a stranger, cut to [`MESSAGE_MAX_BYTES`], as one line.
+fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MESSAGE_MAX_BYTES)]);
+    let spaced = text.replace(|character: char| character.is_control(), " ");
+    let mut line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
+    if bytes.len() > MESSAGE_MAX_BYTES {
+        line.push_str("...");
+    }
+    line
+}
+
+/// What a request without a whole reply means.
+fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
+    let is_certificate = causes(error)
+        .any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_))));
+    if is_certificate {
+        Cause::Untrusted {
+            why: deepest_cause(error),
+        }
+    } else if error.is_timeout() && !error.is_connect() {
+        Cause::Unreachable {
+            why: format!("no reply within {:.1} s", timeout.as_secs_f64()),
+        }
+    } else {
+        Cause::Unreachable {
+            why: deepest_cause(error),
+        }
+    }
+}
+
+/// The TLS error in `error`. I/O errors, in which it travels, may lie in each other, and are not in the chain of sources.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    match error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+    {
+        Some(inner) => tls_error(inner),
+        None => error.downcast_ref(),
+    }
+}
+
+/// An error and what lies below it.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The lowest of the causes, which is the one that people know: connection refused, no such host.
+fn deepest_cause(error: &(dyn Error + 'static)) -> String {
+    causes(error)
+        .last()
+        .map_or_else(String::new, ToString::to_string)
+}

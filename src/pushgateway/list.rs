@@ -1,0 +1,201 @@
+//! The server's list of groups (`GET /api/v1/metrics`), read as a stream.
+//!
+//! The reply carries every metric of every group, 120 MB for half a million series. Of all that only the labels and
+//! the time of the last push are kept. The server writes them into one object together with the metrics of whoever
+//! pushed, by name, so that a metric called `labels` takes their place: such a group is left out, and costs no other.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Formatter};
+use std::io::Read;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::client::Group;
+
+/// The groups in a reply.
+pub(super) fn read_groups(reply: impl Read) -> Result<Vec<Group>, serde_json::Error> {
+    let Reply { status, data } = serde_json::from_reader(reply)?;
+    if status != "success" {
+        return Err(serde_json::Error::custom("its status is not success"));
+    }
+    Ok(data
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(ListedGroup::into_group)
+        .collect())
+}
+
+#[derive(serde::Deserialize)]
+struct Reply {
+    status: String,
+    data: Option<Vec<ListedGroup>>,
+}
+
+#[derive(serde::Deserialize)]
+struct ListedGroup {
+    labels: Labels,
+    push_time_seconds: Option<PushTime>,
+}
+
+impl ListedGroup {
+    fn into_group(self) -> Option<Group> {
+        // The server itself writes the time, 0 for a group of which no push was ever accepted.
+        let samples = self
+            .push_time_seconds
+            .map(|family| family.metrics)
+            .unwrap_or_default();
+        let push_time_seconds = samples
+            .first()
+            .and_then(|sample| sample.value.parse().ok())
+            .unwrap_or(0.0);
+        Some(Group {
+            labels: self.labels.0?,
+            push_time_seconds,
+        })
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct PushTime {
+    metrics: Vec<Sample>,
+}
+
+#[derive(serde::Deserialize)]
+struct Sample {
+    value: String,
+}
+
+/// Label names and values, or none if something else stands in their place.
+struct Labels(Option<BTreeMap<String, String>>);
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LabelsVisitor)
+    }
+}
+
+struct LabelsVisitor;
+
+impl<'de> Visitor<'de> for LabelsVisitor {
+    type Value = Labels;
+
+    fn expecting(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of labels")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Labels, A::Error> {
+        let mut labels = Some(BTreeMap::new());
+        while let Some((name, Text(value))) = entries.next_entry::<String, Text>()? {
+            match (labels.as_mut(), value) {
+                (Some(labels), Some(value)) => drop(labels.insert(name, value)),
+                _ => labels = None,
+            }
+        }
+        Ok(Labels(labels))
+    }
+}
+
+/// A string, or none for the list of samples that a metric in the place of the labels holds.
+struct Text(Option<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text;
+
+    fn expecting(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string or a list")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
+        Ok(Text(Some(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Text(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(reply: &str, expected: Result<&[(&str, f64)], &str>) {
+        let groups = read_groups(reply.as_bytes()).map_err(|error| error.to_string());
+        let groups = groups.map(|groups| {
+            let shown = |group: Group| (format!("{:?}", group.labels), group.push_time_seconds);
+            groups.into_iter().map(shown).collect::<Vec<_>>()
+        });
+        match (groups, expected) {
+            (Ok(groups), Ok(expected)) => {
+                let groups: Vec<_> = groups
+                    .iter()
+                    .map(|(labels, time)| (labels.as_str(), *time))
+                    .collect();
+                assert_eq!(groups, expected, "{reply}");
+            }
+            (Err(error), Err(part)) => assert!(error.contains(part), "{reply}: {error}"),
+            (groups, _) => panic!("{reply}: {groups:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_replies() {
+        let whole = r#"{"status":"success","data":[
+            {"labels":{"instance":"","job":"a","node":"ü\"/"},"last_push_successful":true,
+             "used":{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{"x":"y"},"value":"1"}]},
+             "push_time_seconds":{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{},"value":"1.795e+09"}]}},
+            {"labels":{"job":"stub"},
+             "push_time_seconds":{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{},"value":"0"}]}},
+            {"labels":{"job":"timeless"}}]}"#;
+        check(
+            whole,
+            Ok(&[
+                (r#"{"instance": "", "job": "a", "node": "ü\"/"}"#, 1.795e9),
+                (r#"{"job": "stub"}"#, 0.0),
+                (r#"{"job": "timeless"}"#, 0.0),
+            ]),
+        );
+        check(r#"{"status":"success","data":[]}"#, Ok(&[]));
+        check(r#"{"status":"success"}"#, Ok(&[]));
+        check(r#"{"status":"success","data":null}"#, Ok(&[]));
+    }
+
+    #[test]
+    fn leaves_out_a_group_with_a_metric_called_labels() {
+        let metric =
+            r#"{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{"a":"b"},"value":"1"}]}"#;
+        check(
+            &format!(
+                r#"{{"status":"success","data":[{{"labels":{metric}}},{{"labels":{{"job":"a"}}}}]}}"#
+            ),
+            Ok(&[(r#"{"job": "a"}"#, 0.0)]),
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_no_list() {
+        check("", Err("EOF"));
+        check("<html>", Err("expected value"));
+        check(
+            r#"{"status":"success","data":[{"labels":{"job":"#,
+            Err("EOF"),
+        );
+        check(
+            r#"{"status":"error","error":"x"}"#,
+            Err("status is not success"),
+        );
+        check(
+            r#"{"status":"success","data":{"resultType":"vector"}}"#,
+            Err("invalid type"),
+        );
+        check("[]", Err("invalid"));
+    }
+}

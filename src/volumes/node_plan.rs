@@ -1,0 +1,178 @@
+//! The seam between the two programs: the controller writes exactly the [`NodePlan`] that a worker reads.
+//!
+//! It is JSON, compressed with gzip, and carries its version, because an upgrade in mid-run can give a worker of one release
+//! the plan of another: such a worker says so and ends ([`ReadError::Version`]).
+
+use std::io::Read;
+
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The version of [`NodePlan`] that this program writes and reads. It changes with every change of the type that an older
+/// or newer worker would take wrongly.
+pub const VERSION: u32 = 1;
+
+/// The largest plan, compressed: a ConfigMap holds 1 MiB in all, and its metadata needs some of that. About 20,000 volumes.
+pub const COMPRESSED_MAX_BYTES: usize = 1_000_000;
+
+/// The largest plan that a worker unpacks: 64 bytes of memory for each that a ConfigMap can hold, and a bound for a
+/// compressed bomb.
+const UNCOMPRESSED_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What one worker has to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodePlan {
+    /// [`VERSION`] of the program that wrote it.
+    pub version: u32,
+    /// The run that the plan belongs to.
+    pub run: Run,
+    /// The node's name: the worker's grouping key and the label of all that it pushes.
+    pub node: String,
+    /// What the worker may take, counted from its own start.
+    pub budget_seconds: f64,
+    /// The base directories of this node's volumes.
+    pub bases: Vec<Base>,
+    /// What is to be measured.
+    pub volumes: Vec<PlannedVolume>,
+}
+
+/// One run of the controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Names the run: the uid of the controller's pod, or a random number outside of a cluster.
+    pub id: String,
+    /// When the run began, by the controller's clock: pushed with every group, so that anyone can tell which run a number
+    /// is from.
+    pub started_unix_seconds: f64,
+}
+
+/// A base directory of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Its path on the node.
+    pub path: String,
+    /// Where the worker finds it; `None` when it could not be mounted, because it cannot be had on the node.
+    pub mounted_at: Option<String>,
+}
+
+/// A volume that is to be measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedVolume {
+    /// The PersistentVolume's name.
+    pub persistentvolume: String,
+    /// The namespace of its claim, if it has one.
+    pub namespace: Option<String>,
+    /// The name of its claim, if it has one.
+    pub persistentvolumeclaim: Option<String>,
+    /// Its storage class; empty when it has none.
+    pub storageclass: String,
+    /// Its directory on the node, in normal form.
+    pub path: String,
+    /// The base directory that it lies below: an index into [`NodePlan::bases`].
+    pub base: usize,
+    /// Its capacity in bytes.
+    pub capacity_bytes: u64,
+}
+
+impl PlannedVolume {
+    /// The values of [`crate::metrics::VOLUME_LABELS`], in that order.
+    pub fn label_values<'a>(&'a self, node: &'a str) -> [&'a str; 5] {
+        [
+            self.namespace.as_deref().unwrap_or_default(),
+            self.persistentvolumeclaim.as_deref().unwrap_or_default(),
+            &self.persistentvolume,
+            &self.storageclass,
+            node,
+        ]
+    }
+}
+
+/// Why a plan could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "the plan of {volumes} volumes takes {compressed_bytes} bytes, and a ConfigMap holds {COMPRESSED_MAX_BYTES}: \
+     fewer volumes on this node, or fewer base paths, would fit"
+)]
+pub struct TooLarge {
+    /// How many volumes the plan has.
+    pub volumes: usize,
+    /// What they take, compressed.
+    pub compressed_bytes: usize,
+}
+
+/// Why a plan could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The bytes are not gzip, or end too early.
+    #[error("the plan could not be unpacked: {0}")]
+    Unpack(#[source] std::io::Error),
+    /// The plan unpacks to more than any plan has.
+    #[error("the plan unpacks to more than {UNCOMPRESSED_MAX_BYTES} bytes")]
+    TooLarge,
+    /// It is not JSON, or not the JSON of a plan.
+    #[error("the plan could not be read: {0}")]
+    Parse(#[source] serde_json::Error),
+    /// It was written by a program of another version.
+    #[error(
+        "the plan has version {found}, this program reads version {VERSION}: controller and worker are of different releases, \
+         which is normal once during an upgrade; if it stays, the worker's image differs from the controller's"
+    )]
+    Version {
+        /// The version that the plan names.
+        found: u32,
+    },
+    /// A volume names a base directory that the plan does not have.
+    #[error("the plan's volume {0} lies below a base directory that the plan does not name")]
+    Base(String),
+}
+
+impl NodePlan {
+    /// Writes the plan as compressed JSON.
+    ///
+    /// # Errors
+    /// [`TooLarge`], when it would not fit into a ConfigMap. Nothing is ever cut.
+    pub fn encode(&self) -> Result<Vec<u8>, TooLarge> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        serde_json::to_writer(&mut encoder, self).expect("a plan has only text keys and goes into memory");
+        let bytes = encoder.finish().expect("compressing into memory does not fail");
+        if bytes.len() > COMPRESSED_MAX_BYTES {
+            return Err(TooLarge {
+                volumes: self.volumes.len(),
+                compressed_bytes: bytes.len(),
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a plan that [`NodePlan::encode`] wrote.
+    ///
+    /// # Errors
+    /// Whatever keeps the bytes from being a plan of this version, see [`ReadError`].
+    pub fn decode(compressed: &[u8]) -> Result<NodePlan, ReadError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let mut text = Vec::new();
+        GzDecoder::new(compressed)
+            .take(UNCOMPRESSED_MAX_BYTES + 1)
+            .read_to_end(&mut text)
+            .map_err(ReadError::Unpack)?;
+        if text.len() as u64 > UNCOMPRESSED_MAX_BYTES {
+            return Err(ReadError::TooLarge);
+        }
+        // The version first: the rest of another version need not make sense to us.
+        let Versioned { version } = serde_json::from_slice(&text).map_err(ReadError::Parse)?;
+        if version != VERSION {
+            return Err(ReadError::Version { found: version });
+        }
+        let plan: NodePlan = serde_json::from_slice(&text).map_err(ReadError::Parse)?;
+        match plan.volumes.iter().find(|volume| volume.base >= plan.bases.len()) {
+            Some(volume) => Err(ReadError::Base(volume.persistentvolume.clone())),
+            None => Ok(plan),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! On which node a volume lies.
+//!
+//! The volume itself says so, never its directory's name. What pins a volume is its node affinity, evaluated against the
+//! live nodes as the scheduler does; local-path-provisioner's annotation decides only where that leaves a choice:
+//!
+//! | node affinity matches | the volume lies on |
+//! |---|---|
+//! | one node | that node |
+//! | several | the annotated one, if it is among them and Ready; else it counts as shared by them |
+//! | none | the node whose name is the affinity's value (written before 0.0.20, or where the node lacks the label), then the annotated one; else its node is gone |
+//! | there is none | the annotated one if it is Ready; else, if the annotation is there at all, it counts as shared by all |
+//! | there is none, nor an annotation | nothing says where: unplaced |
+//!
+//! A shared volume is measured on one Ready node. Which one changes as rarely as it can: every node draws a number from its
+//! name and the storage class, and the highest one wins (rendezvous hashing), so that a node that comes or goes moves only
+//! what it wins.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+
+use super::affinity::{self, NodeSelectorTerm, Operator};
+use super::volume::{Node, SkipReason, Volume};
+
+/// The only field that a node selector may name.
+const FIELD_NAME: &str = "metadata.name";
+
+/// Where a volume lies. Nodes are told by their index in the slice that [`NodeIndex::new`] was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On this node alone.
+    Node(usize),
+    /// On a file system that several nodes share; this one is to measure it.
+    Shared(usize),
+    /// Nowhere that can be told.
+    Unplaced(SkipReason, String),
+}
+
+/// The live nodes, arranged so that placing a volume does not look at each of them.
+pub struct NodeIndex<'a> {
+    nodes: &'a [Node],
+    by_name: HashMap<&'a str, usize>,
+    by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
+    shared_by_class: HashMap<String, Option<usize>>,
+}
+
+impl<'a> NodeIndex<'a> {
+    /// Arranges the nodes of the cluster: all of them, Ready or not.
+    pub fn new(nodes: &'a [Node]) -> NodeIndex<'a> {
+        let by_name = nodes
+            .iter()
+            .enumerate()
+            .map(|(index, node)| (node.name.as_str(), index))
+            .collect();
+        let mut by_label: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            for (key, value) in &node.labels {
+                by_label.entry((key, value)).or_default().push(index);
+            }
+        }
+        NodeIndex {
+            nodes,
+            by_name,
+            by_label,
+            shared_by_class: HashMap::new(),
+        }
+    }
+
+    /// Says where a volume lies.
+    pub fn place(&mut self, volume: &Volume) -> Placement {
+        let annotated = volume
+            .selected_node
+            .as_deref()
+            .and_then(|name| self.by_name.get(name).copied());
+        let Some(terms) = volume.affinity.as_deref() else {
+            return self.place_without_affinity(volume, annotated);
+        };
+        let matching = self.matching(terms);
+        match matching.as_slice() {
+            [only] => Placement::Node(*only),
+            [] => match named_by(terms)
+                .find_map(|name| self.by_name.get(name).copied())
+                .or(annotated)
+            {
+                Some(node) => Placement::Node(node),
+                None => Placement::Unplaced(SkipReason::NodeGone, describe(terms)),
+            },
+            several => match annotated.filter(|node| several.contains(node) && self.measurable(*node)) {
+                Some(node) => Placement::Node(node),
+                None => self.shared(&volume.storage_class, several),
+            },
+        }
+    }
+
+    fn place_without_affinity(&mut self, volume: &Volume, annotated: Option<usize>) -> Placement {
+        if volume.selected_node.is_none() {
+            let detail =
+                "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node";
+            return Placement::Unplaced(SkipReason::NoNodeNamed, detail.to_owned());
+        }
+        if let Some(node) = annotated.filter(|node| self.measurable(*node)) {
+            return Placement::Shared(node);
+        }
+        let chosen = match self.shared_by_class.get(&volume.storage_class) {
+            Some(chosen) => *chosen,
+            None => {
+                let chosen = self.elect(&volume.storage_class, 0..self.nodes.len());
+                self.shared_by_class.insert(volume.storage_class.clone(), chosen);
+                chosen
+            }
+        };
+        shared_on(chosen)
+    }
+
+    fn shared(&self, storage_class: &str, among: &[usize]) -> Placement {
+        shared_on(self.elect(storage_class, among.iter().copied()))
+    }
+
+    /// The measurable node among these that draws the highest number.
+    fn elect(&self, storage_class: &str, among: impl Iterator<Item = usize>) -> Option<usize> {
+        among.filter(|node| self.measurable(*node)).max_by_key(|node| {
+            let mut digest = Sha256::new();
+            digest.update(storage_class.as_bytes());
+            digest.update([0]);
+            digest.update(self.nodes[*node].name.as_bytes());
+            <[u8; 32]>::from(digest.finalize())
+        })
+    }
+
+    fn measurable(&self, node: usize) -> bool {
+        self.nodes[node].unmeasurable().is_none()
+    }
+
+    /// Every node that the terms match, in the order of the nodes.
+    fn matching(&self, terms: &[NodeSelectorTerm]) -> Vec<usize> {
+        let mut found: Vec<usize> = Vec::new();
+        for term in terms {
+            let matches = |index: &usize| {
+                let node = &self.nodes[*index];
+                affinity::matches(std::slice::from_ref(term), &node.name, &node.labels)
+            };
+            match self.candidates(term) {
+                Some(candidates) => found.extend(candidates.into_iter().filter(matches)),
+                None => found.extend((0..self.nodes.len()).filter(matches)),
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The nodes to which an `In` of the term limits it, or `None` where it has none and every node has to be looked at.
+    fn candidates(&self, term: &NodeSelectorTerm) -> Option<Vec<usize>> {
+        let is_in = |operator: &Operator| matches!(operator, Operator::In);
+        if let Some(field) = term
+            .match_fields
+            .iter()
+            .find(|field| field.key == FIELD_NAME && is_in(&field.operator))
+        {
+            return Some(
+                field
+                    .values
+                    .iter()
+                    .filter_map(|name| self.by_name.get(name.as_str()).copied())
+                    .collect(),
+            );
+        }
+        let expression = term
+            .match_expressions
+            .iter()
+            .find(|expression| is_in(&expression.operator))?;
+        let values = expression
+            .values
+            .iter()
+            .map(|value| (expression.key.as_str(), value.as_str()));
+        Some(
+            values
+                .filter_map(|label| self.by_label.get(&label))
+                .flatten()
+                .copied()
+                .collect(),
+        )
+    }
+}
+
+fn shared_on(chosen: Option<usize>) -> Placement {
+    match chosen {
+        Some(node) => Placement::Shared(node),
+        None => Placement::Unplaced(SkipReason::NoReadyNode, "no node that shares it is Ready".to_owned()),
+    }
+}
+
+/// The values that may be a node's name: those of an `In`, whatever its key.
+fn named_by(terms: &[NodeSelectorTerm]) -> impl Iterator<Item = &str> {
+    terms
+        .iter()
+        .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields))
+        .filter(|requirement| matches!(requirement.operator, Operator::In))
+        .flat_map(|requirement| requirement.values.iter().map(String::as_str))
+}
+
+/// The longest description of an affinity that is worth a line of a log.
+const DESCRIPTION_MAX_CHARS: usize = 200;
+
+fn describe(terms: &[NodeSelectorTerm]) -> String {
+    let requirements = terms
+        .iter()
+        .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
+    let words: Vec<String> = requirements
+        .map(|one| format!("{} in {:?}", one.key, one.values))
+        .collect();
+    let text = format!("its node affinity matches no node: {}", words.join(", "));
+    text.chars().take(DESCRIPTION_MAX_CHARS).collect()
+}

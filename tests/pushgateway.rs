@@ -1,0 +1,1211 @@
+//! The Pushgateway's client against real Pushgateways of both generations, and against a server of our own for the
+//! faults that a real one cannot be asked for.
+//!
+//! Real servers are found in the directory `LP_EXPORTER_TEST_SERVERS` (its subdirectories `old` and `new`) or on the
+//! PATH. What is missing is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a failure.
+
+use std::fmt::Debug;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use lp_exporter::exposition::{Body, Exposition, Family};
+use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
+use lp_exporter::pushgateway::{
+    Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire,
+};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const USED: Family = Family {
+    name: "test_used_bytes",
+    help: "Used.",
+    labels: &["claim"],
+};
+const STARTED: Family = Family {
+    name: "test_started_seconds",
+    help: "Started.",
+    labels: &[],
+};
+
+/// Ample for any server of a test that is to answer.
+const BUDGET: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn puts_replaces_lists_and_deletes() {
+    for binary in pushgateways() {
+        let server = Server::start(&binary, &[]).await;
+        let pushgateway = client(&server.url());
+        let labels = grouping_labels(&["cluster=eu/1 ü", "empty="]);
+        let nodes = [
+            "n1.example",
+            "a/b",
+            "",
+            "Zürich ☃",
+            ".",
+            "..",
+            "50%2Fx",
+            "a+b c",
+            "x=y?z#",
+            "\"\\\n",
+        ];
+        let keys: Vec<_> = nodes
+            .iter()
+            .map(|node| GroupingKey::for_node(node, &labels))
+            .collect();
+        for key in &keys {
+            pushgateway
+                .put(key, &body(&[("old", 1.0)], Some(5.0)), BUDGET)
+                .await
+                .expect("a first push");
+            pushgateway
+                .put(key, &body(&[("a\"b\\c\nd/ü", 0.5)], None), BUDGET)
+                .await
+                .expect("a second push");
+        }
+
+        let groups = pushgateway.groups(BUDGET).await.expect("a list");
+        let mut listed: Vec<_> = groups
+            .iter()
+            .filter_map(|group| GroupingKey::from_labels(&group.labels))
+            .collect();
+        let mut expected = keys.clone();
+        listed.sort();
+        expected.sort();
+        assert_eq!(listed, expected);
+        assert!(
+            groups.iter().all(|group| group.push_time_seconds > 1.7e9),
+            "{groups:?}"
+        );
+        let text = server.metrics().await;
+        assert_eq!(
+            text.matches("\ntest_used_bytes{").count(),
+            nodes.len(),
+            "{text}"
+        );
+        assert_eq!(
+            text.matches(r#"claim="a\"b\\c\nd/ü""#).count(),
+            nodes.len(),
+            "{text}"
+        );
+        assert_eq!(
+            text.matches("test_started_seconds").count(),
+            0,
+            "what a PUT no longer holds is gone: {text}"
+        );
+        assert!(text.contains(r#"node="Zürich ☃""#), "{text}");
+
+        for key in groups_to_retire(&groups, &labels, &["a/b".to_owned()].into()) {
+            pushgateway.delete(&key, BUDGET).await.expect("a deletion");
+            pushgateway
+                .delete(&key, BUDGET)
+                .await
+                .expect("a deletion of what is gone");
+        }
+        let left = pushgateway.groups(BUDGET).await.expect("a list");
+        let left: Vec<_> = left
+            .iter()
+            .filter_map(|group| GroupingKey::from_labels(&group.labels))
+            .collect();
+        assert_eq!(left, [GroupingKey::for_node("a/b", &labels)]);
+    }
+}
+
+#[tokio::test]
+async fn takes_the_body_of_a_large_node() {
+    for binary in pushgateways() {
+        let server = Server::start(&binary, &["--push.disable-consistency-check"]).await;
+        let mut exposition = Exposition::new();
+        exposition.family(
+            &USED,
+            (0..10_000).map(|number| ([format!("claim-{number}")], f64::from(number))),
+        );
+        let body = exposition.finish();
+        let key = GroupingKey::for_node("n1", &grouping_labels(&[]));
+        client(&server.url())
+            .put(&key, &body, BUDGET)
+            .await
+            .expect("a push without check");
+        // Without the check the server only queues what is pushed.
+        let deadline = Instant::now() + BUDGET;
+        while server.metrics().await.matches("test_used_bytes{").count() != 10_000 {
+            assert!(Instant::now() < deadline, "10,000 samples never appeared");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn shows_why_a_server_refuses() {
+    // A summary of the server's own: the same name as a gauge is inconsistent.
+    const TAKEN: Family = Family {
+        name: "go_gc_duration_seconds",
+        help: "Taken.",
+        labels: &[],
+    };
+    for binary in pushgateways() {
+        let server = Server::start(&binary, &[]).await;
+        let pushgateway = client(&server.url());
+        let mut exposition = Exposition::new();
+        exposition.value(&TAKEN, 1.0);
+        let key = GroupingKey::for_node("n1", &grouping_labels(&[]));
+        let error = pushgateway
+            .put(&key, &exposition.finish(), BUDGET)
+            .await
+            .expect_err("an inconsistent push");
+        assert_eq!(error.tries, 1);
+        assert!(
+            matches!(error.cause, Cause::Refused { status: 400, .. }),
+            "{error:?}"
+        );
+        for part in [
+            "PUT http://127.0.0.1:",
+            "/metrics/job/lp-exporter-job/node/n1 failed after 1 try",
+            "inconsistent",
+        ] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let groups = pushgateway.groups(BUDGET).await.expect("a list");
+        let times: Vec<f64> = groups.iter().map(|group| group.push_time_seconds).collect();
+        assert_eq!(
+            times,
+            [0.0],
+            "a refused first push leaves a group without a push"
+        );
+    }
+}
+
+#[tokio::test]
+async fn reaches_a_server_with_a_prefix_and_by_ipv6() {
+    for binary in pushgateways() {
+        let prefixed = Server::start(&binary, &["--web.route-prefix=/push/gw"]).await;
+        for path in ["/push/gw", "/push/gw/"] {
+            check_reaches(&format!("http://{}{path}", prefixed.address)).await;
+        }
+        let error = client(&prefixed.url())
+            .groups(BUDGET)
+            .await
+            .expect_err("without the prefix");
+        assert!(
+            matches!(error.cause, Cause::Refused { status: 404, .. }),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("with its route prefix"),
+            "{error}"
+        );
+
+        let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+            skip("a test of IPv6", "this machine has no IPv6 loopback");
+            continue;
+        };
+        let address = listener.local_addr().expect("a bound address");
+        drop(listener);
+        let server = Server::start_at(&binary, address, &[]).await;
+        check_reaches(&server.url()).await;
+    }
+}
+
+async fn check_reaches(url: &str) {
+    let pushgateway = client(url);
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    pushgateway
+        .put(&key, &body(&[("a", 1.0)], None), BUDGET)
+        .await
+        .expect("a push");
+    assert_eq!(
+        pushgateway.groups(BUDGET).await.expect("a list").len(),
+        1,
+        "{url}"
+    );
+    pushgateway.delete(&key, BUDGET).await.expect("a deletion");
+    assert_eq!(
+        pushgateway.groups(BUDGET).await.expect("a list").len(),
+        0,
+        "{url}"
+    );
+}
+
+#[tokio::test]
+async fn speaks_tls_with_a_ca_of_our_own() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    for binary in pushgateways() {
+        let config = certificates.web_config();
+        let server = Server::start(
+            &binary,
+            &[&format!("--web.config.file={}", config.display())],
+        )
+        .await;
+        let port = server.address.port();
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "https://exporter:test@localhost",
+            Ok(()),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "https://exporter:test@127.0.0.1",
+            Ok(()),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "other.pem",
+            "https://exporter:test@localhost",
+            Err("UnknownIssuer"),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "https://exporter:test@[::ffff:127.0.0.1]",
+            Err("not valid for name"),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "https://exporter:wrong@localhost",
+            Err("status 401"),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "https://localhost",
+            Err("check the user and the password"),
+        )
+        .await;
+        check_tls(
+            &certificates,
+            port,
+            "ca.pem",
+            "http://localhost",
+            Err("HTTP request to an HTTPS server"),
+        )
+        .await;
+    }
+}
+
+async fn check_tls(
+    certificates: &Certificates,
+    port: u16,
+    ca: &str,
+    url: &str,
+    expected: Result<(), &str>,
+) {
+    let url = format!("{url}:{port}");
+    let ca_file = Some(certificates.directory.path().join(ca));
+    let config = PushgatewayConfig {
+        url: url.clone(),
+        ca_file,
+        request_timeout: Duration::from_secs(10),
+    };
+    let pushgateway = Pushgateway::new(config).expect("a client");
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let pushed = pushgateway
+        .put(&key, &body(&[("a", 1.0)], None), BUDGET)
+        .await;
+    if let Err(error) = &pushed {
+        assert_eq!(error.tries, 1, "{url}: {error}");
+    }
+    check_outcome(&format!("{url} with {ca}"), pushed, expected);
+}
+
+#[test]
+fn refuses_what_it_cannot_use() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let not_pem = directory.path().join("not.pem");
+    let broken = directory.path().join("broken.pem");
+    std::fs::write(&not_pem, "marker").expect("a file");
+    std::fs::write(
+        &broken,
+        "-----BEGIN CERTIFICATE-----\nbWFya2Vy\n-----END CERTIFICATE-----\n",
+    )
+    .expect("a file");
+
+    check_config("", None, Err("set LP_EXPORTER_PUSHGATEWAY_URL"));
+    check_config(
+        "pushgateway:9091",
+        None,
+        Err("neither http:// nor https://"),
+    );
+    check_config(
+        "ftp://marker:marker@host",
+        None,
+        Err("neither http:// nor https://"),
+    );
+    check_config(
+        "http://marker:marker@host:99999",
+        None,
+        Err("invalid port number"),
+    );
+    check_config("http://marker:marker@", None, Err("empty host"));
+    check_config("http://host/?token=marker", None, Err("query"));
+    check_config("http://host/#marker", None, Err("fragment"));
+    check_config("http://marker:marker@host/prefix", None, Ok(()));
+    check_config(
+        "https://host",
+        Some(Path::new("/nowhere/ca.pem")),
+        Err("No such file"),
+    );
+    check_config(
+        "https://host",
+        Some(&not_pem),
+        Err("it holds no certificate"),
+    );
+    check_config("https://host", Some(&broken), Err("BadEncoding"));
+    check_config(
+        "http://host",
+        Some(&not_pem),
+        Err("it holds no certificate"),
+    );
+}
+
+fn check_config(url: &str, ca_file: Option<&Path>, expected: Result<(), &str>) {
+    let ca_file = ca_file.map(Path::to_owned);
+    let config = PushgatewayConfig {
+        url: url.to_owned(),
+        ca_file,
+        request_timeout: BUDGET,
+    };
+    let made = Pushgateway::new(config);
+    assert!(!format!("{made:?}").contains("marker"), "{url}: {made:?}");
+    check_outcome(url, made.map(|_| ()), expected);
+}
+
+/// What a faulty server does with one connection.
+#[derive(Debug, Clone)]
+enum Act {
+    /// Answers with this, and closes.
+    Reply(String),
+    /// Closes after the request.
+    Close,
+    /// Keeps the connection and is silent.
+    Hang,
+    /// Answers with this, and then with the letter x for ever.
+    Endless(&'static str),
+}
+
+fn reply(status: u16, headers: &str, body: &str) -> Act {
+    let length = body.len();
+    Act::Reply(format!(
+        "HTTP/1.1 {status} Status\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    ))
+}
+
+/// Which of the client's requests is made.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Put,
+    Delete,
+    List,
+}
+
+#[tokio::test]
+async fn tries_again_what_may_pass() {
+    let ok = reply(200, "", "");
+    let list = reply(200, "", r#"{"status":"success","data":[]}"#);
+    let cut =
+        Act::Reply("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"status\":\"succ".to_owned());
+    for status in [408, 429, 500, 502, 503, 504] {
+        check_calls(
+            Call::Put,
+            &[reply(status, "", "wait"), ok.clone()],
+            Ok(()),
+            2,
+        )
+        .await;
+    }
+    check_calls(Call::Put, &[Act::Close, ok.clone()], Ok(()), 2).await;
+    check_calls(Call::Put, &[Act::Hang, ok.clone()], Ok(()), 2).await;
+    check_calls(
+        Call::Put,
+        &[
+            Act::Close,
+            Act::Hang,
+            reply(503, "", ""),
+            reply(202, "", ""),
+        ],
+        Ok(()),
+        4,
+    )
+    .await;
+    check_calls(Call::Delete, &[Act::Close, reply(202, "", "")], Ok(()), 2).await;
+    check_calls(Call::List, &[cut, list.clone()], Ok(()), 2).await;
+    let half = reply(200, "", r#"{"status":"success","data":[{"labels":{"#);
+    check_calls(Call::List, &[half, list], Ok(()), 2).await;
+    check_calls(
+        Call::Put,
+        &vec![Act::Close; 20],
+        Err("cannot be reached"),
+        0,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &vec![Act::Hang; 20],
+        Err("no reply within 0.3 s"),
+        0,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &vec![reply(503, "", "no disk"); 20],
+        Err("status 503: no disk"),
+        0,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn gives_up_at_once_on_what_will_not_pass() {
+    for (status, hint) in [
+        (400, "LP_EXPORTER_GROUPING_LABELS"),
+        (401, "check the user and the password"),
+        (403, "check the user and the password"),
+        (404, "with its route prefix"),
+        (405, "with its route prefix"),
+        (413, "raise the limit on bodies"),
+        (204, "with its route prefix"),
+    ] {
+        for call in [Call::Put, Call::Delete, Call::List] {
+            check_calls(call, &[reply(status, "", "")], Err(hint), 1).await;
+        }
+    }
+    check_calls(
+        Call::Put,
+        &[reply(400, "", "no\n\u{1b}[31m such\tthing ")],
+        Err("400: no [31m such thing;"),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &[reply(400, "", &"ü".repeat(5_000))],
+        Err("ü..."),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &[Act::Endless("HTTP/1.1 400 Bad\r\n\r\n")],
+        Err("xx..."),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::List,
+        &[reply(200, "", "<html>")],
+        Err("not one of a Pushgateway"),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::List,
+        &[Act::Endless("HTTP/1.1 200 OK\r\n\r\n")],
+        Err("not one of a Pushgateway"),
+        1,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn follows_redirects_only_within_the_server() {
+    check_calls(
+        Call::Put,
+        &[reply(307, "Location: /else\r\n", ""), reply(200, "", "")],
+        Ok(()),
+        2,
+    )
+    .await;
+    let elsewhere = reply(
+        307,
+        "Location: http://marker:marker@127.0.0.2:9/x?marker\r\n",
+        "",
+    );
+    check_calls(
+        Call::Put,
+        &[elsewhere],
+        Err("points to http://127.0.0.2:9/x,"),
+        1,
+    )
+    .await;
+    let upgraded = reply(301, "Location: https://127.0.0.1/x\r\n", "");
+    check_calls(
+        Call::Put,
+        &[upgraded],
+        Err("points to https://127.0.0.1/x,"),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &[reply(303, "Location: /else\r\n", "")],
+        Err("status 303"),
+        1,
+    )
+    .await;
+    check_calls(
+        Call::Put,
+        &vec![reply(307, "Location: /else\r\n", ""); 20],
+        Err("status 307"),
+        4,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn waits_as_long_as_it_is_told_to_within_bounds() {
+    let begin = Instant::now();
+    check_calls(
+        Call::Put,
+        &[reply(429, "Retry-After: 1\r\n", ""), reply(200, "", "")],
+        Ok(()),
+        2,
+    )
+    .await;
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    let begin = Instant::now();
+    check_calls(
+        Call::Put,
+        &[reply(429, "Retry-After: 86400\r\n", "")],
+        Err("status 429"),
+        1,
+    )
+    .await;
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "no use in waiting longer than the budget"
+    );
+    check_calls(
+        Call::Put,
+        &[reply(503, "Retry-After: soon\r\n", ""), reply(200, "", "")],
+        Ok(()),
+        2,
+    )
+    .await;
+}
+
+/// Makes `call` to a server that acts like `acts`, one for each connection, and expects so many connections (0: more
+/// than one) and this outcome, in time. User and password must arrive, and must not be told.
+async fn check_calls(call: Call, acts: &[Act], expected: Result<(), &str>, connections: usize) {
+    const CALL_BUDGET: Duration = Duration::from_secs(3);
+    let case = format!("{call:?} against {acts:?}");
+    let server = FaultyServer::start(acts).await;
+    let url = format!("http://marker%2Fuser:marker%40word@{}", server.address);
+    let config = PushgatewayConfig {
+        url,
+        ca_file: None,
+        request_timeout: Duration::from_millis(300),
+    };
+    let pushgateway = Pushgateway::new(config).expect("a client");
+    let key = GroupingKey::new(SUCCESS_JOB, &grouping_labels(&[]));
+    let begin = Instant::now();
+    let outcome = match call {
+        Call::Put => {
+            pushgateway
+                .put(&key, &body(&[], Some(1.0)), CALL_BUDGET)
+                .await
+        }
+        Call::Delete => pushgateway.delete(&key, CALL_BUDGET).await,
+        Call::List => pushgateway.groups(CALL_BUDGET).await.map(|_| ()),
+    };
+    assert!(
+        begin.elapsed() < CALL_BUDGET + Duration::from_secs(1),
+        "{case}: {:?}",
+        begin.elapsed()
+    );
+    let requests = server.requests();
+    match connections {
+        0 => assert!(requests.len() > 1, "{case}: {}", requests.len()),
+        _ => assert_eq!(requests.len(), connections, "{case}"),
+    }
+    for request in requests {
+        assert!(
+            request.contains("authorization: Basic bWFya2VyL3VzZXI6bWFya2VyQHdvcmQ="),
+            "{case}: {request}"
+        );
+    }
+    if let Err(error) = &outcome {
+        assert!(error.to_string().len() < 1_500, "{case}: {error}");
+        assert!(
+            !format!("{error}{error:?}").contains("marker"),
+            "{case}: {error}"
+        );
+    }
+    check_outcome(&case, outcome, expected);
+}
+
+#[tokio::test]
+async fn uses_its_budget_when_nobody_listens() {
+    let address = free_address();
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let pushgateway = client(&format!("http://{address}"));
+    let begin = Instant::now();
+    let error = pushgateway
+        .put(&key, &body(&[], None), Duration::from_secs(1))
+        .await
+        .expect_err("nobody listens");
+    assert!(
+        matches!(&error.cause, Cause::Unreachable { why } if why.contains("refused")),
+        "{error:?}"
+    );
+    assert!(
+        error.tries >= 2 && begin.elapsed() <= Duration::from_secs(2),
+        "{error}"
+    );
+    let error = pushgateway
+        .groups(Duration::ZERO)
+        .await
+        .expect_err("no time at all");
+    assert_eq!(error.tries, 1);
+
+    let error = client("http://pushgateway.invalid:9091")
+        .groups(Duration::ZERO)
+        .await
+        .expect_err("no such host");
+    assert!(matches!(error.cause, Cause::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn reaches_a_server_that_starts_late() {
+    let address = free_address();
+    let late = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        FaultyServer::start_at(address, &[reply(200, "", "")]).await
+    });
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let pushgateway = client(&format!("http://{address}"));
+    // In a task of its own, which may move between threads.
+    let push = tokio::spawn(async move { pushgateway.put(&key, &body(&[], None), BUDGET).await });
+    push.await
+        .expect("a task that ends")
+        .expect("a push in the end");
+    assert_eq!(late.await.expect("a server").requests().len(), 1);
+}
+
+#[tokio::test]
+async fn keeps_secrets_out_of_the_log() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let server = FaultyServer::start(&[
+        Act::Close,
+        reply(500, "", ""),
+        reply(401, "", "who are you"),
+    ])
+    .await;
+    let pushgateway = client(&format!("http://marker:secretmarker@{}", server.address));
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    pushgateway
+        .put(&key, &body(&[], None), BUDGET)
+        .await
+        .expect_err("401 in the end");
+    drop(guard);
+    let text = log.text();
+    assert_eq!(text.matches("trying again").count(), 2, "{text}");
+    assert!(
+        text.contains(&format!(
+            "url=http://{}/metrics/job/lp-exporter",
+            server.address
+        )),
+        "{text}"
+    );
+    // bWFya2Vy is marker in base64.
+    assert!(
+        !text.contains("marker") && !text.contains("bWFya2Vy"),
+        "{text}"
+    );
+}
+
+/// Set for the process of a test that runs once more, by itself: to where its server listens.
+const CHILD_SERVER: &str = "LP_EXPORTER_TEST_CHILD_SERVER";
+
+#[tokio::test]
+async fn goes_through_a_proxy() {
+    if std::env::var_os(CHILD_SERVER).is_some() {
+        let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+        let pushgateway = client("http://user:word@pushgateway.invalid:9091/prefix");
+        return pushgateway
+            .put(&key, &body(&[], Some(1.0)), BUDGET)
+            .await
+            .expect("a push through the proxy");
+    }
+    let proxy = FaultyServer::start(&[reply(200, "", "")]).await;
+    let url = format!("http://proxyuser:proxyword@{}", proxy.address);
+    run_alone(
+        "goes_through_a_proxy",
+        proxy.address,
+        &[("HTTP_PROXY", &url), ("NO_PROXY", "")],
+    )
+    .await;
+    let requests = proxy.requests();
+    assert_eq!(requests.len(), 1);
+    assert!(requests[0].starts_with(
+        "PUT http://pushgateway.invalid:9091/prefix/metrics/job/lp-exporter HTTP/1.1\r\n"
+    ));
+    assert!(
+        requests[0].contains("proxy-authorization: Basic cHJveHl1c2VyOnByb3h5d29yZA=="),
+        "{}",
+        requests[0]
+    );
+}
+
+#[tokio::test]
+async fn lists_the_groups_of_a_full_server_in_little_memory() {
+    const GROUPS: usize = 200;
+    if let Some(address) = std::env::var_os(CHILD_SERVER) {
+        let pushgateway = client(&format!("http://{}", address.to_string_lossy()));
+        let before_kib = peak_memory_kib();
+        assert_eq!(
+            pushgateway.groups(BUDGET).await.expect("a list").len(),
+            GROUPS
+        );
+        let grown_kib = peak_memory_kib() - before_kib;
+        assert!(grown_kib < 8 << 10, "{grown_kib} KiB for a list of 20 MB");
+        return;
+    }
+    let sample =
+        r#"{"labels":{"persistentvolume":"pvc-0123456789","namespace":"data"},"value":"1"},"#
+            .repeat(1_250);
+    let groups: Vec<String> = (0..GROUPS)
+        .map(|number| {
+            let metric = format!(r#"{{"type":"GAUGE","metrics":[{}]}}"#, sample.trim_end_matches(','));
+            format!(r#"{{"labels":{{"job":"j","node":"{number}"}},"last_push_successful":true,"used":{metric}}}"#)
+        })
+        .collect();
+    let list = format!(r#"{{"status":"success","data":[{}]}}"#, groups.join(","));
+    assert!(list.len() > 20_000_000);
+    let server = FaultyServer::start(&[reply(200, "", &list)]).await;
+    run_alone(
+        "lists_the_groups_of_a_full_server_in_little_memory",
+        server.address,
+        &[],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn needs_certificates_only_for_tls() {
+    if let Some(address) = std::env::var_os(CHILD_SERVER) {
+        check_config(
+            "https://host",
+            None,
+            Err("there are no CA certificates on this system"),
+        );
+        return check_reaches_once(&format!("http://{}", address.to_string_lossy())).await;
+    }
+    let server = FaultyServer::start(&[reply(200, "", "")]).await;
+    let variables = [
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+        ("SSL_CERT_DIR", "/nowhere"),
+    ];
+    run_alone(
+        "needs_certificates_only_for_tls",
+        server.address,
+        &variables,
+    )
+    .await;
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn trusts_the_certificates_of_the_system() {
+    if let Some(address) = std::env::var_os(CHILD_SERVER) {
+        return check_reaches_once(&format!(
+            "https://exporter:test@{}",
+            address.to_string_lossy()
+        ))
+        .await;
+    }
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    for binary in pushgateways() {
+        let config = certificates.web_config();
+        let server = Server::start(
+            &binary,
+            &[&format!("--web.config.file={}", config.display())],
+        )
+        .await;
+        let ca = certificates.directory.path().join("ca.pem");
+        let variables = [("SSL_CERT_FILE", ca.to_str().expect("a path in UTF-8"))];
+        run_alone(
+            "trusts_the_certificates_of_the_system",
+            server.address,
+            &variables,
+        )
+        .await;
+    }
+}
+
+async fn check_reaches_once(url: &str) {
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    client(url)
+        .put(&key, &body(&[], Some(1.0)), BUDGET)
+        .await
+        .expect("a push");
+}
+
+/// Runs one test of this file in a process of its own, with these variables.
+async fn run_alone(test: &str, server: SocketAddr, variables: &[(&str, &str)]) {
+    let output = tokio::process::Command::new(std::env::current_exe().expect("our own path"))
+        .args(["--exact", test])
+        .env(CHILD_SERVER, server.to_string())
+        .envs(variables.iter().copied())
+        .output()
+        .await
+        .expect("a process of our own program");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+/// The most memory that this process ever had resident.
+fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("a peak");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number")
+}
+
+fn check_outcome<Failure: std::fmt::Display + Debug>(
+    case: &str,
+    outcome: Result<(), Failure>,
+    expected: Result<(), &str>,
+) {
+    match (outcome, expected) {
+        (Ok(()), Ok(())) => {}
+        (Err(error), Err(part)) => assert!(
+            error.to_string().contains(part),
+            "{case}: {error}, not {part}"
+        ),
+        (outcome, expected) => panic!("{case}: {outcome:?}, not {expected:?}"),
+    }
+}
+
+fn client(url: &str) -> Pushgateway {
+    let config = PushgatewayConfig {
+        url: url.to_owned(),
+        ca_file: None,
+        request_timeout: Duration::from_secs(10),
+    };
+    Pushgateway::new(config).expect("a client")
+}
+
+fn grouping_labels(pairs: &[&str]) -> GroupingLabels {
+    let labels = pairs
+        .iter()
+        .map(|pair| pair.parse().expect("a label of the test"));
+    GroupingLabels::new(labels, []).expect("labels of the test")
+}
+
+fn body(used: &[(&str, f64)], started_seconds: Option<f64>) -> Body {
+    let mut exposition = Exposition::new();
+    exposition.family(&USED, used.iter().map(|(claim, bytes)| ([*claim], *bytes)));
+    if let Some(started_seconds) = started_seconds {
+        exposition.value(&STARTED, started_seconds);
+    }
+    exposition.finish()
+}
+
+/// The Pushgateways that can be found: of both generations, or one on the PATH.
+fn pushgateways() -> Vec<PathBuf> {
+    let names = ["prometheus-pushgateway", "pushgateway"];
+    let program = |directory: &Path| {
+        names
+            .iter()
+            .map(|name| directory.join(name))
+            .find(|path| path.is_file())
+    };
+    if let Some(servers) = std::env::var_os("LP_EXPORTER_TEST_SERVERS") {
+        let found: Vec<_> = ["old", "new"]
+            .iter()
+            .filter_map(|part| program(&Path::new(&servers).join(part)))
+            .collect();
+        if found.len() < 2 {
+            skip(
+                "a generation of Pushgateways",
+                "it is not in LP_EXPORTER_TEST_SERVERS (old/ and new/)",
+            );
+        }
+        return found;
+    }
+    let found = std::env::var_os("PATH")
+        .and_then(|paths| std::env::split_paths(&paths).find_map(|path| program(&path)));
+    skip(
+        if found.is_some() {
+            "one of two generations of Pushgateways"
+        } else {
+            "a test against real Pushgateways"
+        },
+        "set LP_EXPORTER_TEST_SERVERS to a directory with prometheus-pushgateway in old/ and new/",
+    );
+    found.into_iter().collect()
+}
+
+/// Says what is not tested, and fails where everything must be.
+fn skip(what: &str, why: &str) {
+    assert!(
+        std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+        "{what} is missing: {why}"
+    );
+    eprintln!("skipped {what}: {why}");
+}
+
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound address")
+}
+
+/// A real Pushgateway, which ends with the test.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+    _directory: TempDir,
+}
+
+impl Server {
+    async fn start(binary: &Path, arguments: &[&str]) -> Self {
+        Self::start_at(binary, free_address(), arguments).await
+    }
+
+    async fn start_at(binary: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let process = Command::new(binary)
+            .arg(format!("--web.listen-address={address}"))
+            .arg("--persistence.file=")
+            .args(arguments)
+            .current_dir(directory.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a Pushgateway that starts");
+        let server = Self {
+            process,
+            address,
+            _directory: directory,
+        };
+        let deadline = Instant::now() + BUDGET;
+        while TcpStream::connect(address).await.is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "{} does not listen on {address}",
+                binary.display()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What Prometheus would scrape.
+    async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.address)
+            .await
+            .expect("a connection");
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .await
+            .expect("a request");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.expect("a reply");
+        reply
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let killed = self.process.kill().and_then(|()| self.process.wait());
+        assert!(killed.is_ok() || std::thread::panicking(), "{killed:?}");
+    }
+}
+
+/// A server that reads requests and acts by a script.
+struct FaultyServer {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl FaultyServer {
+    async fn start(acts: &[Act]) -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), acts).await
+    }
+
+    async fn start_at(address: SocketAddr, acts: &[Act]) -> Self {
+        let listener = TcpListener::bind(address).await.expect("a port");
+        let address = listener.local_addr().expect("a bound address");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let task = tokio::spawn(serve(listener, acts.to_vec(), Arc::clone(&requests)));
+        Self {
+            address,
+            requests,
+            task,
+        }
+    }
+
+    /// The heads of the requests so far.
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("no poison").clone()
+    }
+}
+
+impl Drop for FaultyServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, acts: Vec<Act>, requests: Arc<Mutex<Vec<String>>>) {
+    let mut hanging = Vec::new();
+    for act in acts {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let head = read_request(&mut stream).await.expect("a request");
+        requests.lock().expect("no poison").push(head);
+        match act {
+            Act::Reply(text) => stream
+                .write_all(text.as_bytes())
+                .await
+                .expect("a client that reads"),
+            Act::Close => {}
+            Act::Hang => hanging.push(stream),
+            Act::Endless(head) => {
+                stream
+                    .write_all(head.as_bytes())
+                    .await
+                    .expect("a client that reads");
+                // Until the client has enough.
+                while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+            }
+        }
+    }
+}
+
+/// Reads a request to its end, and returns its head.
+async fn read_request(stream: &mut TcpStream) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        bytes.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&bytes).into_owned();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
+    stream.read_exact(&mut vec![0; length]).await?;
+    Ok(head)
+}
+
+/// A CA, a certificate of a server on loopback, and a CA that has nothing to do with it.
+struct Certificates {
+    directory: TempDir,
+}
+
+impl Certificates {
+    /// None if there is no openssl program to make them with.
+    fn make() -> Option<Self> {
+        let directory = TempDir::new().expect("a temporary directory");
+        let names = directory.path().join("names");
+        std::fs::write(&names, "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("a file");
+        let new_key = [
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ];
+        let ca = |name: &str| {
+            format!("req -x509 -days 2 -subj /CN=test-{name} -keyout {name}.key -out {name}.pem")
+        };
+        let commands = [
+            ca("ca"),
+            ca("other"),
+            "req -subj /CN=server -keyout server.key -out server.csr".to_owned(),
+            "x509 -req -days 2 -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -in server.csr -out server.pem"
+                .to_owned(),
+        ];
+        for command in &commands {
+            let is_request = command.starts_with("req");
+            let output = Command::new("openssl")
+                .args(command.split(' '))
+                .args(new_key.iter().filter(|_| is_request))
+                .current_dir(directory.path())
+                .output();
+            let Ok(output) = output else {
+                skip("a test of TLS", "there is no openssl program");
+                return None;
+            };
+            assert!(
+                output.status.success(),
+                "{command}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Some(Self { directory })
+    }
+
+    /// A configuration of a server with TLS, and with basic authentication: the user exporter with the password test.
+    fn web_config(&self) -> PathBuf {
+        let path = |name: &str| self.directory.path().join(name);
+        let text = format!(
+            "tls_server_config:\n  cert_file: {}\n  key_file: {}\nbasic_auth_users:\n  exporter: {}\n",
+            path("server.pem").display(),
+            path("server.key").display(),
+            "$2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay",
+        );
+        std::fs::write(path("web.yaml"), text).expect("a file");
+        path("web.yaml")
+    }
+}
+
+/// A log in memory.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no poison")).into_owned()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no poison").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
