@@ -52,11 +52,18 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).is_some_and(|argument| argument == "controller" || argument == "worker") {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|argument| argument == "controller" || argument == "worker")
+    {
         return lp_exporter::run(std::env::args_os());
     }
     let options = Options::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("could not start: {error}");
@@ -81,32 +88,56 @@ fn main() -> ExitCode {
 
 async fn demo(options: &Options) -> anyhow::Result<()> {
     println!("lp-exporter: a whole run on this machine, with stand-ins for the cluster\n");
-    let folder = tempfile::Builder::new().prefix("lp-exporter-demo-").tempdir().context("a temporary directory")?;
+    let folder = tempfile::Builder::new()
+        .prefix("lp-exporter-demo-")
+        .tempdir()
+        .context("a temporary directory")?;
     let examples = examples();
     let root = |node: &str| folder.path().join(node);
     for example in &examples {
         let directory = root(&example.volume.node).join(example.volume.path.trim_start_matches('/'));
         (example.fill)(&directory).with_context(|| format!("could not fill {}", directory.display()))?;
     }
-    println!("1. made {} volumes of {} nodes below {}", examples.len(), NODES.len(), folder.path().display());
+    println!(
+        "1. made {} volumes of {} nodes below {}",
+        examples.len(),
+        NODES.len(),
+        folder.path().display()
+    );
 
     let server = ApiServer::start().await;
     serve(&server, &examples);
     let itself = std::env::current_exe().context("the path of this program")?;
     let kubelet = Kubelet::new(&itself, &folder.path().join("workers"));
-    NODES.iter().fold(kubelet, |kubelet, node| kubelet.node(node, &root(node))).attach(&server);
+    NODES
+        .iter()
+        .fold(kubelet, |kubelet, node| kubelet.node(node, &root(node)))
+        .attach(&server);
     println!("2. serving them as a Kubernetes API on {}", server.url());
 
     let stand_in = Pushgateway::start().await;
     let url = options.pushgateway_url.clone().unwrap_or_else(|| stand_in.url());
     let cluster = options.pushgateway_url.is_some().then_some(CLUSTER);
     let (log, seconds) = run_controller(&itself, folder.path(), &server, &url, cluster).await?;
-    let jobs = server.requests().iter().filter(|request| request.verb == "create" && request.resource == "jobs").count();
+    let jobs = server
+        .requests()
+        .iter()
+        .filter(|request| request.verb == "create" && request.resource == "jobs")
+        .count();
     println!("3. ran the controller, which ran {jobs} workers, each a process of its own: {seconds:.1} s");
     println!("4. reading back what they pushed to {url}\n");
 
-    let listing = http(&url)?.get(format!("{url}/api/v1/metrics")).send().await?.error_for_status()?.text().await?;
-    let pushed = Pushed { listing: serde_json::from_str(&listing).context("the Pushgateway's answer")?, cluster };
+    let listing = http(&url)?
+        .get(format!("{url}/api/v1/metrics"))
+        .send()
+        .await?
+        .error_for_status()?
+        .text()
+        .await?;
+    let pushed = Pushed {
+        listing: serde_json::from_str(&listing).context("the Pushgateway's answer")?,
+        cluster,
+    };
     print!("{}", usage(&examples, &pushed));
     print!("{}", skipped(&server, &pushed, &log));
     print!("{}", sources(&pushed));
@@ -127,34 +158,57 @@ struct Example {
 fn examples() -> Vec<Example> {
     let example = |volume: Volume, shows, fill| Example { volume, shows, fill };
     vec![
-        example(Volume::local_path("node-1", "shop", "orders-db", "24Mi"), "nearly full", |directory| {
-            write(&directory.join("base/16384/orders"), 23 * MIB)
-        }),
-        example(Volume::local_path("node-1", "shop", "uploads", "8Mi"), "over its request: nothing enforces it", |directory| {
-            (0..3).try_for_each(|number| write(&directory.join(format!("photo-{number}.raw")), 4 * MIB))
-        }),
-        example(Volume::local_path("node-2", "media", "vm-image", "2Gi"), "a sparse file, 1 GiB to ls", |directory| {
-            write(&directory.join("disk.img"), 3 * MIB)?;
-            File::options().write(true).open(directory.join("disk.img"))?.set_len(1 << 30)
-        }),
+        example(
+            Volume::local_path("node-1", "shop", "orders-db", "24Mi"),
+            "nearly full",
+            |directory| write(&directory.join("base/16384/orders"), 23 * MIB),
+        ),
+        example(
+            Volume::local_path("node-1", "shop", "uploads", "8Mi"),
+            "over its request: nothing enforces it",
+            |directory| (0..3).try_for_each(|number| write(&directory.join(format!("photo-{number}.raw")), 4 * MIB)),
+        ),
+        example(
+            Volume::local_path("node-2", "media", "vm-image", "2Gi"),
+            "a sparse file, 1 GiB to ls",
+            |directory| {
+                write(&directory.join("disk.img"), 3 * MIB)?;
+                File::options()
+                    .write(true)
+                    .open(directory.join("disk.img"))?
+                    .set_len(1 << 30)
+            },
+        ),
         example(
             Volume::local_path_data1("node-2", "ops", "backups", "100M"),
             "five days, hard links: counted once",
             |directory| {
                 write(&directory.join("monday/dump"), 6 * MIB)?;
-                ["tuesday", "wednesday", "thursday", "friday"].iter().try_for_each(|day| {
-                    fs::create_dir_all(directory.join(day))?;
-                    fs::hard_link(directory.join("monday/dump"), directory.join(day).join("dump"))
-                })
+                ["tuesday", "wednesday", "thursday", "friday"]
+                    .iter()
+                    .try_for_each(|day| {
+                        fs::create_dir_all(directory.join(day))?;
+                        fs::hard_link(directory.join("monday/dump"), directory.join(day).join("dump"))
+                    })
             },
         ),
-        example(Volume::local_path("node-3", "shop", "cache", "50M"), "2,000 small files take a block each", |directory| {
-            (0..2000).try_for_each(|number| write(&directory.join(format!("{:02x}/{number}", number % 32)), 100))
-        }),
-        example(Volume::local_path("node-3", "shop", "cache-1", "1e6"), "a name within a name, no mix-up", |directory| {
-            write(&directory.join("entry"), 200_000)
-        }),
-        example(Volume::local_path("node-3", "ops", "logs", "1Gi"), "somebody removed its directory", |_directory| Ok(())),
+        example(
+            Volume::local_path("node-3", "shop", "cache", "50M"),
+            "2,000 small files take a block each",
+            |directory| {
+                (0..2000).try_for_each(|number| write(&directory.join(format!("{:02x}/{number}", number % 32)), 100))
+            },
+        ),
+        example(
+            Volume::local_path("node-3", "shop", "cache-1", "1e6"),
+            "a name within a name, no mix-up",
+            |directory| write(&directory.join("entry"), 200_000),
+        ),
+        example(
+            Volume::local_path("node-3", "ops", "logs", "1Gi"),
+            "somebody removed its directory",
+            |_directory| Ok(()),
+        ),
     ]
 }
 
@@ -192,7 +246,10 @@ fn serve(server: &ApiServer, examples: &[Example]) {
         server.put(example.volume.persistent_volume());
         server.put(example.volume.claim());
     }
-    let elsewhere = Volume { path: "/srv/video/raw".to_owned(), ..Volume::local_path("node-1", "media", "raw", "1Gi") };
+    let elsewhere = Volume {
+        path: "/srv/video/raw".to_owned(),
+        ..Volume::local_path("node-1", "media", "raw", "1Gi")
+    };
     server.put(elsewhere.persistent_volume());
     server.put(Volume::local_path("node-4", "shop", "old-orders", "1Gi").persistent_volume());
     server.put(json!({
@@ -220,7 +277,13 @@ async fn run_controller(
     fs::write(&kubeconfig, server.kubeconfig("lp-exporter")).context("could not write a kubeconfig")?;
     let began = Instant::now();
     let controller = Command::new(program)
-        .args(["controller", "--log-format", "json", "--pushgateway-url", pushgateway_url])
+        .args([
+            "controller",
+            "--log-format",
+            "json",
+            "--pushgateway-url",
+            pushgateway_url,
+        ])
         .args(["--base-path", "/opt/local-path-provisioner", "--base-path", "/data1"])
         .args(cluster.map(|cluster| format!("--grouping-label=cluster={cluster}")))
         .env_clear()
@@ -230,12 +293,17 @@ async fn run_controller(
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let ended = tokio::time::timeout(PATIENCE, controller).await.context("the controller does not end")??;
+    let ended = tokio::time::timeout(PATIENCE, controller)
+        .await
+        .context("the controller does not end")??;
     let text = String::from_utf8_lossy(&ended.stderr);
     if !ended.status.success() {
         bail!("the controller ended with {}:\n{text}", ended.status);
     }
-    let log = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let log = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
     Ok((log, began.elapsed().as_secs_f64()))
 }
 
@@ -244,7 +312,11 @@ fn http(url: &str) -> anyhow::Result<reqwest::Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10));
     // For http no certificates are needed, and a machine may have none.
-    let builder = if url.starts_with("https") { builder } else { builder.tls_certs_only([]) };
+    let builder = if url.starts_with("https") {
+        builder
+    } else {
+        builder.tls_certs_only([])
+    };
     Ok(builder.build()?)
 }
 
@@ -280,7 +352,10 @@ impl Pushed {
                 .map(|sample| Sample {
                     group: path(group),
                     labels: serde_json::from_value(sample["labels"].clone()).unwrap_or_default(),
-                    value: sample["value"].as_str().and_then(|value| value.parse().ok()).unwrap_or(f64::NAN),
+                    value: sample["value"]
+                        .as_str()
+                        .and_then(|value| value.parse().ok())
+                        .unwrap_or(f64::NAN),
                 })
                 .collect()
         };
@@ -289,7 +364,12 @@ impl Pushed {
 
     fn of_volume(&self, metric: &str, persistentvolume: &str) -> Option<Sample> {
         let mut samples = self.samples(metric).into_iter();
-        samples.find(|sample| sample.labels.get("persistentvolume").is_some_and(|name| name == persistentvolume))
+        samples.find(|sample| {
+            sample
+                .labels
+                .get("persistentvolume")
+                .is_some_and(|name| name == persistentvolume)
+        })
     }
 }
 
@@ -309,11 +389,17 @@ fn usage(examples: &[Example], pushed: &Pushed) -> String {
     for example in examples {
         let volume = &example.volume;
         let name = &volume.persistentvolume;
-        let requested = pushed.of_volume("local_volume_stats_capacity_bytes", name).map(|sample| sample.value);
-        let used = pushed.of_volume("local_volume_stats_used_bytes", name).map(|sample| sample.value);
+        let requested = pushed
+            .of_volume("local_volume_stats_capacity_bytes", name)
+            .map(|sample| sample.value);
+        let used = pushed
+            .of_volume("local_volume_stats_used_bytes", name)
+            .map(|sample| sample.value);
         let share = used.zip(requested).map(|(used, requested)| 100.0 * used / requested);
         let state = pushed.of_volume("local_volume_scan_state", name);
-        let state = state.and_then(|sample| sample.labels.get("state").cloned()).unwrap_or_default();
+        let state = state
+            .and_then(|sample| sample.labels.get("state").cloned())
+            .unwrap_or_default();
         let remark = match used {
             Some(_) => example.shows.to_owned(),
             None => format!("{}, state: {state}", example.shows),
@@ -354,9 +440,10 @@ fn skipped(server: &ApiServer, pushed: &Pushed, log: &[Value]) -> String {
 /// Which group each number came from.
 fn sources(pushed: &Pushed) -> String {
     let mut rows = Vec::new();
-    for (column, metric) in
-        [("REQUESTED", "local_volume_stats_capacity_bytes"), ("USED", "local_volume_stats_used_bytes")]
-    {
+    for (column, metric) in [
+        ("REQUESTED", "local_volume_stats_capacity_bytes"),
+        ("USED", "local_volume_stats_used_bytes"),
+    ] {
         let mut by_group: BTreeMap<String, usize> = BTreeMap::new();
         for sample in pushed.samples(metric) {
             *by_group.entry(sample.group).or_default() += 1;
@@ -365,7 +452,11 @@ fn sources(pushed: &Pushed) -> String {
             rows.push([column.to_owned(), metric.to_owned(), group, format!("{count} claims")]);
         }
     }
-    table("Where the numbers came from: metric, and the group that it was pushed into", &rows, &[])
+    table(
+        "Where the numbers came from: metric, and the group that it was pushed into",
+        &rows,
+        &[],
+    )
 }
 
 /// Rows under a heading, the columns as wide as they need to be, those named by index aligned to the right.
@@ -376,7 +467,11 @@ fn table<const COLUMNS: usize>(heading: &str, rows: &[[String; COLUMNS]], right:
     for row in rows {
         let mut line = String::from(" ");
         for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
-            let _ = if right.contains(&index) { write!(line, " {cell:>width$}") } else { write!(line, " {cell:<width$}") };
+            let _ = if right.contains(&index) {
+                write!(line, " {cell:>width$}")
+            } else {
+                write!(line, " {cell:<width$}")
+            };
         }
         text += line.trim_end();
         text.push('\n');
@@ -421,7 +516,11 @@ fn hint(is_real: bool, url: &str, keeps: bool) -> String {
 /// Takes back what this run pushed to a Pushgateway that is not the demo's own.
 async fn delete_groups(url: &str, pushed: &Pushed) -> anyhow::Result<()> {
     for group in pushed.groups() {
-        http(url)?.delete(format!("{url}{}", path(group))).send().await?.error_for_status()?;
+        http(url)?
+            .delete(format!("{url}{}", path(group)))
+            .send()
+            .await?
+            .error_for_status()?;
     }
     Ok(())
 }

@@ -71,8 +71,14 @@ impl Stage {
             server.put(object);
         }
         server.restrict_to(rights());
-        let stage =
-            Stage { server, gateway, kubelet: Some(kubelet), folder, pushgateway_url: None, in_cluster: true };
+        let stage = Stage {
+            server,
+            gateway,
+            kubelet: Some(kubelet),
+            folder,
+            pushgateway_url: None,
+            in_cluster: true,
+        };
         stage.add(&Volume::local_path("node-1", "shop", "data", "1Gi"));
         stage.add(&Volume::local_path_data1("node-2", "shop", "data-1", "5G"));
         stage.add(&Volume::local_path("node-3", "ops", "data", "100M"));
@@ -89,7 +95,10 @@ impl Stage {
     }
 
     fn directory(&self, volume: &Volume) -> PathBuf {
-        self.folder.path().join(&volume.node).join(volume.path.trim_start_matches('/'))
+        self.folder
+            .path()
+            .join(&volume.node)
+            .join(volume.path.trim_start_matches('/'))
     }
 
     /// Says what becomes of the node's next Job.
@@ -119,9 +128,14 @@ impl Stage {
             .current_dir(self.folder.path())
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
-            .env("LP_EXPORTER_PUSHGATEWAY_URL", self.pushgateway_url.clone().unwrap_or_else(|| self.gateway.url()));
+            .env(
+                "LP_EXPORTER_PUSHGATEWAY_URL",
+                self.pushgateway_url.clone().unwrap_or_else(|| self.gateway.url()),
+            );
         if self.in_cluster {
-            command.env("LP_EXPORTER_NAMESPACE", NAMESPACE).env("LP_EXPORTER_POD_NAME", format!("{OWN_JOB}-pod"));
+            command
+                .env("LP_EXPORTER_NAMESPACE", NAMESPACE)
+                .env("LP_EXPORTER_POD_NAME", format!("{OWN_JOB}-pod"));
         }
         command
             .stdin(Stdio::null())
@@ -140,24 +154,35 @@ impl Stage {
     /// Requests of a verb on a resource.
     fn requests(&self, verb: &str, resource: &str) -> usize {
         let requests = self.server.requests();
-        requests.iter().filter(|request| request.verb == verb && request.resource == resource).count()
+        requests
+            .iter()
+            .filter(|request| request.verb == verb && request.resource == resource)
+            .count()
     }
 
     /// The names of the nodes that Jobs were made for, one for each Job.
     fn jobs_made(&self) -> Vec<String> {
         let requests = self.server.requests();
-        let made = requests.iter().filter(|request| request.verb == "create" && request.resource == "jobs");
+        let made = requests
+            .iter()
+            .filter(|request| request.verb == "create" && request.resource == "jobs");
         made.map(|request| pinned_to(&request.body)).collect()
     }
 
     /// The workers' Jobs that are there.
     fn jobs(&self) -> Vec<Value> {
         let is_own = |job: &Value| job["metadata"]["name"] == OWN_JOB;
-        self.server.objects("jobs").into_iter().filter(|job| !is_own(job)).collect()
+        self.server
+            .objects("jobs")
+            .into_iter()
+            .filter(|job| !is_own(job))
+            .collect()
     }
 
     fn lease(&self) -> Value {
-        self.server.object("leases", NAMESPACE, "lp-exporter").unwrap_or_default()
+        self.server
+            .object("leases", NAMESPACE, "lp-exporter")
+            .unwrap_or_default()
     }
 }
 
@@ -173,8 +198,16 @@ async fn end_of(child: Child) -> Ended {
     let began = Instant::now();
     let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
     let Output { status, stdout, stderr } = output.expect("the controller ends").expect("its output can be read");
-    let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-    Ended { code: status.code().unwrap_or(-1), said, took: began.elapsed() }
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&stdout),
+        String::from_utf8_lossy(&stderr)
+    );
+    Ended {
+        code: status.code().unwrap_or(-1),
+        said,
+        took: began.elapsed(),
+    }
 }
 
 /// A sample: metric, some of its labels, and its value, or `None` where there must be none.
@@ -214,10 +247,24 @@ const WELL: Case = Case {
 };
 
 /// A run that ends before it has pushed anything or made any Job.
-const EARLY: Case = Case { jobs_made: &[], pushes: (false, false), ..WELL };
+const EARLY: Case = Case {
+    jobs_made: &[],
+    pushes: (false, false),
+    ..WELL
+};
 
 async fn check(case: Case) {
-    let Case { prepare, arguments, code, says, samples, jobs_made, jobs_left, pushes, check } = case;
+    let Case {
+        prepare,
+        arguments,
+        code,
+        says,
+        samples,
+        jobs_made,
+        jobs_left,
+        pushes,
+        check,
+    } = case;
     let mut stage = Stage::new().await;
     prepare(&mut stage);
     let ended = stage.run(arguments).await;
@@ -228,7 +275,11 @@ async fn check(case: Case) {
     }
     for (metric, labels, value) in samples {
         let found = stage.gateway.samples(metric);
-        assert_eq!(stage.gateway.value(metric, labels), *value, "{metric} {labels:?} in {found:#?}\n{said}");
+        assert_eq!(
+            stage.gateway.value(metric, labels),
+            *value,
+            "{metric} {labels:?} in {found:#?}\n{said}"
+        );
     }
     let mut made = stage.jobs_made();
     made.sort();
@@ -236,7 +287,11 @@ async fn check(case: Case) {
     let left: Vec<String> = stage.jobs().iter().map(pinned_to).collect();
     assert_eq!(left, jobs_left, "Jobs left:\n{said}");
     let is_pushed = |job| stage.gateway.group(&[("job", job)]).is_some();
-    assert_eq!((is_pushed("lp-exporter-run"), is_pushed("lp-exporter-success")), pushes, "pushed:\n{said}");
+    assert_eq!(
+        (is_pushed("lp-exporter-run"), is_pushed("lp-exporter-success")),
+        pushes,
+        "pushed:\n{said}"
+    );
     check_manners(&stage, said);
     check(&stage, &ended);
 }
@@ -251,18 +306,32 @@ fn check_manners(stage: &Stage, said: &str) {
         let allowed = rights().iter().any(|right| {
             right.resource == request.resource
                 && right.verbs.contains(&request.verb)
-                && right.namespace.as_ref().is_none_or(|namespace| *namespace == request.namespace)
+                && right
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|namespace| *namespace == request.namespace)
         });
-        assert!(allowed, "{} {} is beyond its rights:\n{said}", request.verb, request.path);
+        assert!(
+            allowed,
+            "{} {} is beyond its rights:\n{said}",
+            request.verb, request.path
+        );
         if request.verb == "delete" {
             assert_eq!(request.body["propagationPolicy"], "Background", "{}", request.path);
         }
     }
     let maps: BTreeSet<String> = stage.server.objects("configmaps").iter().map(name).collect();
     let jobs: BTreeSet<String> = stage.jobs().iter().map(name).collect();
-    assert!(maps.is_subset(&jobs), "ConfigMaps without their Jobs: {maps:?}, {jobs:?}");
+    assert!(
+        maps.is_subset(&jobs),
+        "ConfigMaps without their Jobs: {maps:?}, {jobs:?}"
+    );
     let holder = stage.lease()["spec"]["holderIdentity"].clone();
-    assert_ne!(holder, format!("uid-of-{OWN_JOB}"), "the Lease was not released:\n{said}");
+    assert_ne!(
+        holder,
+        format!("uid-of-{OWN_JOB}"),
+        "the Lease was not released:\n{said}"
+    );
 }
 
 fn name(object: &Value) -> String {
@@ -270,7 +339,10 @@ fn name(object: &Value) -> String {
 }
 
 fn group_of(stage: &Stage, labels: &Labels) -> support::pushgateway::Group {
-    let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let labels: Vec<(&str, &str)> = labels
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     stage.gateway.group(&labels).expect("the group was listed")
 }
 
@@ -747,7 +819,12 @@ fn forbidden(verb: &'static str, resource: &'static str) -> Case {
         ("watch", "jobs"),
         ("watch", "pods")
     ];
-    Case { prepare, code: 4, says, ..EARLY }
+    Case {
+        prepare,
+        code: 4,
+        says,
+        ..EARLY
+    }
 }
 
 // The Pushgateway refuses, or is not there.
@@ -809,8 +886,14 @@ scenarios! {
 
 /// Groups of a node that holds no volume any more, of this cluster and of another.
 fn push_old_groups(stage: &Stage) {
-    for key in ["job/lp-exporter-job/node/node-9", "job/lp-exporter-job/node/node-9/cluster/other"] {
-        stage.gateway.push(key, "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n");
+    for key in [
+        "job/lp-exporter-job/node/node-9",
+        "job/lp-exporter-job/node/node-9/cluster/other",
+    ] {
+        stage.gateway.push(
+            key,
+            "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n",
+        );
     }
 }
 
@@ -1075,7 +1158,12 @@ async fn two_runs_at_once_are_one() {
     assert_eq!((first.code, second.code), (0, 0), "{said}");
     // Whoever comes last waits for the other, or finds it done and does its own run after it.
     assert!(stage.jobs().is_empty(), "{said}");
-    let pushes: BTreeSet<u32> = stage.gateway.group_labels().iter().map(|key| group_of(&stage, key).pushes).collect();
+    let pushes: BTreeSet<u32> = stage
+        .gateway
+        .group_labels()
+        .iter()
+        .map(|key| group_of(&stage, key).pushes)
+        .collect();
     assert_eq!(pushes.len(), 1, "every group was pushed by the same runs: {said}");
 }
 
@@ -1090,9 +1178,14 @@ async fn a_run_that_is_told_to_end_reports_first() {
     let ended = terminate(child).await;
     assert_eq!(ended.code, 7, "{}", ended.said);
     assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
-    let interrupted = stage.gateway.value(NOT_MEASURED, &[("node", "node-2"), ("reason", "run_interrupted")]);
+    let interrupted = stage
+        .gateway
+        .value(NOT_MEASURED, &[("node", "node-2"), ("reason", "run_interrupted")]);
     assert_eq!(interrupted, Some(1.0), "{}", ended.said);
-    assert!(stage.gateway.group(&[("job", "lp-exporter-success")]).is_none(), "that was no success");
+    assert!(
+        stage.gateway.group(&[("job", "lp-exporter-success")]).is_none(),
+        "that was no success"
+    );
     assert!(stage.jobs().is_empty(), "workers are left: {}", ended.said);
     check_manners(&stage, &ended.said);
 }
@@ -1107,7 +1200,11 @@ async fn a_run_ends_in_time_although_a_request_hangs() {
     wait_until(&stage, |stage| !stage.jobs_made().is_empty()).await;
     let ended = terminate(child).await;
     assert_eq!(ended.code, 7, "{}", ended.said);
-    assert!(ended.took < Duration::from_secs(25), "{:?} is too near to the grace period of 30 s", ended.took);
+    assert!(
+        ended.took < Duration::from_secs(25),
+        "{:?} is too near to the grace period of 30 s",
+        ended.took
+    );
     check_manners(&stage, &ended.said);
 }
 
@@ -1124,7 +1221,10 @@ async fn a_run_that_loses_its_lease_ends() {
     let ended = end_of(child).await;
     assert_eq!(ended.code, 7, "{}", ended.said);
     assert!(ended.said.contains("another run took the Lease"), "{}", ended.said);
-    assert!(stage.gateway.group(&[("job", "lp-exporter-run")]).is_none(), "the report is the other run's to push");
+    assert!(
+        stage.gateway.group(&[("job", "lp-exporter-run")]).is_none(),
+        "the report is the other run's to push"
+    );
     assert_eq!(stage.lease()["spec"]["holderIdentity"], "uid-of-another-job");
 }
 
@@ -1146,7 +1246,12 @@ async fn a_run_survives_broken_watches() {
     });
     let ended = end_of(child).await;
     assert_eq!(ended.code, 0, "{}", ended.said);
-    assert_eq!(stage.gateway.value("lp_exporter_run_complete", &[]), Some(1.0), "{}", ended.said);
+    assert_eq!(
+        stage.gateway.value("lp_exporter_run_complete", &[]),
+        Some(1.0),
+        "{}",
+        ended.said
+    );
 }
 
 /// Pods after ten good runs are as many as after one.
@@ -1158,7 +1263,12 @@ async fn runs_leave_nothing_behind() {
         assert_eq!(ended.code, 0, "{}", ended.said);
         assert_eq!(stage.jobs().len(), 0, "after run {run}: {}", ended.said);
         assert_eq!(stage.server.objects("pods").len(), 1, "after run {run}: {}", ended.said);
-        assert_eq!(stage.server.objects("configmaps").len(), 0, "after run {run}: {}", ended.said);
+        assert_eq!(
+            stage.server.objects("configmaps").len(),
+            0,
+            "after run {run}: {}",
+            ended.said
+        );
     }
 }
 
@@ -1169,7 +1279,9 @@ async fn wait_until(stage: &Stage, condition: impl Fn(&Stage) -> bool) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("it happens in time");
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("it happens in time");
 }
 
 async fn terminate(child: Child) -> Ended {

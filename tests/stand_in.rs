@@ -25,12 +25,7 @@ use support::pushgateway::{Fault, Pushgateway};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn client(server: &ApiServer) -> Client {
-    let mut config = Config::new(
-        server
-            .url()
-            .parse()
-            .expect("the stand-in's address is a URL"),
-    );
+    let mut config = Config::new(server.url().parse().expect("the stand-in's address is a URL"));
     // The stand-in is asked once: a retry would hide what it answers.
     config.default_retry = false;
     Client::try_from(config).expect("plain http needs no certificates")
@@ -43,9 +38,7 @@ fn typed<T: serde::de::DeserializeOwned>(object: Value) -> T {
 #[track_caller]
 fn refused<T>(result: Result<T, kube::Error>) -> (u16, String, String) {
     match result {
-        Err(kube::Error::Api(status)) => {
-            (status.code, status.reason.clone(), status.message.clone())
-        }
+        Err(kube::Error::Api(status)) => (status.code, status.reason.clone(), status.message.clone()),
         Err(other) => panic!("a Status was expected, and it was {other}"),
         Ok(_) => panic!("a refusal was expected"),
     }
@@ -55,10 +48,7 @@ fn refused<T>(result: Result<T, kube::Error>) -> (u16, String, String) {
 async fn lists_in_pages() {
     let server = ApiServer::start().await;
     for number in 0..7 {
-        server.put(
-            Volume::local_path("node-1", "shop", &format!("data-{number}"), "1Gi")
-                .persistent_volume(),
-        );
+        server.put(Volume::local_path("node-1", "shop", &format!("data-{number}"), "1Gi").persistent_volume());
     }
     let volumes: Api<PersistentVolume> = Api::all(client(&server));
     let mut parameters = ListParams::default().limit(3);
@@ -85,21 +75,12 @@ async fn selects_by_label_and_field() {
     let nodes: Api<Node> = Api::all(client(&server));
     let cases = [
         (ListParams::default().labels("tier=gold"), vec!["node-1"]),
-        (
-            ListParams::default().labels("tier!=gold,tier"),
-            vec!["node-2"],
-        ),
+        (ListParams::default().labels("tier!=gold,tier"), vec!["node-2"]),
         (ListParams::default().labels("!tier"), vec![]),
-        (
-            ListParams::default().fields("metadata.name=node-2"),
-            vec!["node-2"],
-        ),
+        (ListParams::default().fields("metadata.name=node-2"), vec!["node-2"]),
     ];
     for (parameters, wanted) in cases {
-        let found = nodes
-            .list(&parameters)
-            .await
-            .expect("the selector is understood");
+        let found = nodes.list(&parameters).await.expect("the selector is understood");
         let names: Vec<&str> = found
             .items
             .iter()
@@ -107,11 +88,7 @@ async fn selects_by_label_and_field() {
             .collect();
         assert_eq!(names, wanted, "{parameters:?}");
     }
-    let (code, ..) = refused(
-        nodes
-            .list(&ListParams::default().labels("tier in (gold)"))
-            .await,
-    );
+    let (code, ..) = refused(nodes.list(&ListParams::default().labels("tier in (gold)")).await);
     assert_eq!(code, 400);
 }
 
@@ -147,18 +124,10 @@ async fn watches_from_a_version() {
     let server = ApiServer::start().await;
     server.put(node("node-1"));
     let nodes: Api<Node> = Api::all(client(&server));
-    let listed = nodes
-        .list(&ListParams::default())
-        .await
-        .expect("nodes are listed");
-    let version = listed
-        .metadata
-        .resource_version
-        .expect("a list has a version");
+    let listed = nodes.list(&ListParams::default()).await.expect("nodes are listed");
+    let version = listed.metadata.resource_version.expect("a list has a version");
     server.put(node("node-2"));
-    server.update("nodes", "", "node-2", |node| {
-        set_condition(node, "Ready", "Unknown")
-    });
+    server.update("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
     server.delete("nodes", "", "node-1");
 
     let parameters = WatchParams::default().timeout(1);
@@ -172,31 +141,14 @@ async fn watches_from_a_version() {
     let words: Vec<String> = events
         .iter()
         .map(|event| match event {
-            WatchEvent::Added(node) => format!(
-                "added {}",
-                node.metadata.name.as_deref().unwrap_or_default()
-            ),
-            WatchEvent::Modified(node) => format!(
-                "modified {}",
-                node.metadata.name.as_deref().unwrap_or_default()
-            ),
-            WatchEvent::Deleted(node) => format!(
-                "deleted {}",
-                node.metadata.name.as_deref().unwrap_or_default()
-            ),
+            WatchEvent::Added(node) => format!("added {}", node.metadata.name.as_deref().unwrap_or_default()),
+            WatchEvent::Modified(node) => format!("modified {}", node.metadata.name.as_deref().unwrap_or_default()),
+            WatchEvent::Deleted(node) => format!("deleted {}", node.metadata.name.as_deref().unwrap_or_default()),
             WatchEvent::Bookmark(_) => "bookmark".to_owned(),
             WatchEvent::Error(status) => format!("error {}", status.code),
         })
         .collect();
-    assert_eq!(
-        words,
-        [
-            "added node-2",
-            "modified node-2",
-            "deleted node-1",
-            "bookmark"
-        ]
-    );
+    assert_eq!(words, ["added node-2", "modified node-2", "deleted node-1", "bookmark"]);
 }
 
 /// kube-runtime's watcher lists, watches, and comes back after a broken watch and a compaction.
@@ -262,15 +214,11 @@ async fn deletes_dependents_by_policy() {
             propagation_policy: policy.clone(),
             ..DeleteParams::default()
         };
-        jobs.delete("one", &parameters)
-            .await
-            .expect("the Job is deleted");
+        jobs.delete("one", &parameters).await.expect("the Job is deleted");
         assert_eq!(server.objects("pods").len(), pods_left, "{policy:?}");
         let request = server.requests().pop().expect("the deletion was recorded");
         assert_eq!(request.verb, "delete");
-        let recorded = request.body["propagationPolicy"]
-            .as_str()
-            .map(str::to_owned);
+        let recorded = request.body["propagationPolicy"].as_str().map(str::to_owned);
         assert_eq!(recorded, policy.map(|policy| format!("{policy:?}")));
     }
 }
@@ -287,9 +235,7 @@ async fn calls_the_hook_with_a_new_job() {
     jobs.create(&PostParams::default(), &job)
         .await
         .expect("the Job is created");
-    let pod = server
-        .wait_for("pods", "lp-exporter", "one", PATIENCE, |_| true)
-        .await;
+    let pod = server.wait_for("pods", "lp-exporter", "one", PATIENCE, |_| true).await;
     assert!(pod.is_some(), "the hook made a pod");
 }
 
@@ -300,11 +246,7 @@ async fn answers_as_scripted() {
     let nodes: Api<Node> = Api::all(client(&server));
     let pods: Api<Pod> = Api::namespaced(client(&server), "lp-exporter");
 
-    server.script(
-        Rule::on("get", "nodes", Answer::Forbid)
-            .named("node-1")
-            .times(1),
-    );
+    server.script(Rule::on("get", "nodes", Answer::Forbid).named("node-1").times(1));
     let (code, _, message) = refused(nodes.get("node-1").await);
     assert_eq!(code, 403);
     assert_eq!(
@@ -315,10 +257,7 @@ async fn answers_as_scripted() {
     nodes.get("node-1").await.expect("the rule is used up");
 
     server.script(Rule::on("get", "nodes", Answer::Cut).times(1));
-    let cut = nodes
-        .get("node-1")
-        .await
-        .expect_err("the connection breaks");
+    let cut = nodes.get("node-1").await.expect_err("the connection breaks");
     assert!(!matches!(cut, kube::Error::Api(_)), "{cut}");
 
     let busy = Refusal {
@@ -369,12 +308,7 @@ const PUSHES: [(&str, &str, &str, u16); 13] = [
         "# TYPE a_bytes gauge\na_bytes{node=\"overwritten\"} 7\n",
         200,
     ),
-    (
-        "PUT",
-        "job/other",
-        "# TYPE a_bytes counter\na_bytes 1\n",
-        400,
-    ),
+    ("PUT", "job/other", "# TYPE a_bytes counter\na_bytes 1\n", 400),
     ("PUT", "job/unended", "a_bytes 1", 400),
     ("PUT", "job/timestamp", "b 1 12345\n", 400),
     ("PUT", "job/twice", "b 1\nb 2\n", 400),
@@ -396,10 +330,7 @@ async fn pushgateway_keeps_groups() {
             "/metrics",
             "a_bytes{instance=\"\",job=\"lp\",node=\"n\",region=\"eu/1\",x=\"q\\\"\\\\\\n\"} 3\n",
         ),
-        (
-            "/metrics",
-            "a_bytes{instance=\"\",job=\"second\",node=\"a b\"} 7\n",
-        ),
+        ("/metrics", "a_bytes{instance=\"\",job=\"second\",node=\"a b\"} 7\n"),
     ] {
         assert!(
             seen.exposition.contains(part),
@@ -408,20 +339,10 @@ async fn pushgateway_keeps_groups() {
         );
     }
     assert_eq!(stand_in.value("a_bytes", &[("node", "m")]), Some(1.5));
-    assert_eq!(
-        stand_in
-            .group(&[("job", "untyped")])
-            .map(|group| group.pushes),
-        Some(2)
-    );
+    assert_eq!(stand_in.group(&[("job", "untyped")]).map(|group| group.pushes), Some(2));
     assert!(stand_in.group(&[("job", "gone")]).is_none());
 
-    stand_in.script(
-        "PUT",
-        "job/lp",
-        Fault::Status(503, "not now".to_owned()),
-        Some(1),
-    );
+    stand_in.script("PUT", "job/lp", Fault::Status(503, "not now".to_owned()), Some(1));
     stand_in.script("PUT", "job/lp", Fault::Cut, Some(1));
     let http = reqwest_client();
     let url = format!("{}/metrics/job/lp", stand_in.url());
@@ -438,12 +359,7 @@ async fn pushgateway_is_like_the_real_one() {
     for program in real_pushgateways() {
         let real = RealPushgateway::start(&program).await;
         let seen = push_all(&real.url).await;
-        assert_eq!(
-            seen.exposition,
-            stand_in.exposition,
-            "{}",
-            program.display()
-        );
+        assert_eq!(seen.exposition, stand_in.exposition, "{}", program.display());
         assert_eq!(seen.listing, stand_in.listing, "{}", program.display());
     }
 }
@@ -466,26 +382,15 @@ async fn push_all(url: &str) -> Seen {
             .await;
         let response = response.expect("the push is answered");
         let code = response.status().as_u16();
-        assert_eq!(
-            code,
-            status,
-            "{path}: {}",
-            response.text().await.unwrap_or_default()
-        );
+        assert_eq!(code, status, "{path}: {}", response.text().await.unwrap_or_default());
     }
     let read = async |path: &str| {
-        let response = http
-            .get(format!("{url}{path}"))
-            .send()
-            .await
-            .expect("it is answered");
+        let response = http.get(format!("{url}{path}")).send().await.expect("it is answered");
         response.text().await.expect("the body comes")
     };
     let ours = |line: &&str| {
         let of_the_server = ["go_", "process_", "pushgateway_", "promhttp_", "push_"];
-        let name = line
-            .trim_start_matches("# HELP ")
-            .trim_start_matches("# TYPE ");
+        let name = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
         !of_the_server.iter().any(|prefix| name.starts_with(prefix))
     };
     let mut lines: Vec<String> = read("/metrics")
@@ -495,8 +400,7 @@ async fn push_all(url: &str) -> Seen {
         .map(|line| format!("{line}\n"))
         .collect();
     lines.sort();
-    let mut listing: Value =
-        serde_json::from_str(&read("/api/v1/metrics").await).expect("the listing is JSON");
+    let mut listing: Value = serde_json::from_str(&read("/api/v1/metrics").await).expect("the listing is JSON");
     let mut groups = listing["data"].take();
     for group in groups.as_array_mut().expect("data is a list") {
         normalize(group);
@@ -519,11 +423,7 @@ fn normalize(group: &mut Value) {
         };
         metrics.sort_by_key(Value::to_string);
         if name.starts_with("push_") {
-            let value = if metrics[0]["value"] == "0" {
-                "never"
-            } else {
-                "some"
-            };
+            let value = if metrics[0]["value"] == "0" { "never" } else { "some" };
             metrics[0]["value"] = value.into();
         }
         let fields = family.as_object_mut().expect("a family is an object");
@@ -561,8 +461,7 @@ fn real_pushgateways() -> Vec<PathBuf> {
     if found.is_empty() {
         let word = "skipped the comparison with a real Pushgateway: put one at \
                     $LP_EXPORTER_TEST_SERVERS/new/prometheus-pushgateway or on the PATH";
-        let required =
-            std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
+        let required = std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
         assert!(!required, "{word}");
         eprintln!("{word}");
     }
@@ -591,12 +490,7 @@ impl RealPushgateway {
         };
         let http = reqwest_client();
         for _ in 0..200 {
-            if http
-                .get(format!("{}/-/ready", real.url))
-                .send()
-                .await
-                .is_ok()
-            {
+            if http.get(format!("{}/-/ready", real.url)).send().await.is_ok() {
                 return real;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -80,10 +80,7 @@ impl Kubelet {
 
     /// Says what becomes of the node's next Job that nothing was said of yet; those after it are run.
     pub fn fate(mut self, node: &str, fate: Fate) -> Kubelet {
-        self.fates
-            .entry(node.to_owned())
-            .or_default()
-            .push_back(fate);
+        self.fates.entry(node.to_owned()).or_default().push_back(fate);
         self
     }
 
@@ -98,10 +95,7 @@ impl Kubelet {
         server.on_job(move |server, job| {
             let node = pinned_to(&job);
             let mut fates = fates.lock().expect("no holder of the lock panics");
-            let fate = fates
-                .get_mut(&node)
-                .and_then(VecDeque::pop_front)
-                .unwrap_or(Fate::Run);
+            let fate = fates.get_mut(&node).and_then(VecDeque::pop_front).unwrap_or(Fate::Run);
             let work = Work {
                 server,
                 machine: machine.clone(),
@@ -154,7 +148,8 @@ impl Work {
             }
             Fate::LoseNode => {
                 self.running();
-                self.server.update("nodes", "", &self.node, |node| set_condition(node, "Ready", "Unknown"));
+                self.server
+                    .update("nodes", "", &self.node, |node| set_condition(node, "Ready", "Unknown"));
             }
         }
     }
@@ -225,21 +220,15 @@ impl Work {
             .ok_or("the Job mounts no ConfigMap")?;
         let server = &self.server;
         let map = server
-            .wait_for(
-                "configmaps",
-                self.namespace(),
-                name,
-                CONFIG_MAP_PATIENCE,
-                |_| true,
-            )
+            .wait_for("configmaps", self.namespace(), name, CONFIG_MAP_PATIENCE, |_| true)
             .await;
         let map = map.ok_or_else(|| format!("configmap {name:?} not found"))?;
         let data = map["binaryData"]["plan.json.gz"]
             .as_str()
             .ok_or("the ConfigMap holds no plan.json.gz")?;
         let packed = STANDARD.decode(data).map_err(|error| error.to_string())?;
-        let mut plan: Value = serde_json::from_reader(GzDecoder::new(&packed[..]))
-            .map_err(|error| error.to_string())?;
+        let mut plan: Value =
+            serde_json::from_reader(GzDecoder::new(&packed[..])).map_err(|error| error.to_string())?;
         for base in plan["bases"].as_array_mut().into_iter().flatten() {
             if let Some(mounted_at) = base["mounted_at"].as_str() {
                 base["mounted_at"] = self.on_this_machine(mounted_at)?.to_string_lossy().into();
@@ -249,9 +238,7 @@ impl Work {
         let text = plan.to_string();
         let mut packed = Vec::new();
         let mut encoder = GzEncoder::new(text.as_bytes(), Compression::fast());
-        encoder
-            .read_to_end(&mut packed)
-            .map_err(|error| error.to_string())?;
+        encoder.read_to_end(&mut packed).map_err(|error| error.to_string())?;
         Ok(packed)
     }
 
@@ -269,8 +256,7 @@ impl Work {
             .flatten()
             .find(|volume| volume["name"] == mount["name"]);
         let path = volume.and_then(|volume| volume["hostPath"]["path"].as_str());
-        let path =
-            path.ok_or_else(|| format!("what the Job mounts at {mounted_at} is no hostPath"))?;
+        let path = path.ok_or_else(|| format!("what the Job mounts at {mounted_at} is no hostPath"))?;
         let root = self
             .machine
             .roots
@@ -290,9 +276,7 @@ impl Work {
     }
 
     fn namespace(&self) -> &str {
-        self.job["metadata"]["namespace"]
-            .as_str()
-            .unwrap_or_default()
+        self.job["metadata"]["namespace"].as_str().unwrap_or_default()
     }
 
     fn pod_name(&self) -> String {
@@ -314,8 +298,7 @@ impl Work {
     }
 
     fn change_pod(&self, change: impl FnOnce(&mut Value)) {
-        self.server
-            .update("pods", self.namespace(), &self.pod_name(), change);
+        self.server.update("pods", self.namespace(), &self.pod_name(), change);
     }
 
     fn status(&self, status: &Value) {
@@ -342,10 +325,7 @@ impl Work {
     }
 
     fn waiting(&self, reason: &str, message: &str) {
-        self.container_status(
-            "Pending",
-            &json!({"waiting": {"reason": reason, "message": message}}),
-        );
+        self.container_status("Pending", &json!({"waiting": {"reason": reason, "message": message}}));
     }
 
     fn end(&self, code: i32, reason: &str, message: &str) {
@@ -362,16 +342,14 @@ impl Work {
         };
         let conditions = if code == 0 {
             let message = "Reached expected number of succeeded pods";
-            ["SuccessCriteriaMet", "Complete"]
-                .map(|kind| condition(kind, "CompletionsReached", message))
+            ["SuccessCriteriaMet", "Complete"].map(|kind| condition(kind, "CompletionsReached", message))
         } else {
             let message = "Job has reached the specified backoff limit";
             ["FailureTarget", "Failed"].map(|kind| condition(kind, "BackoffLimitExceeded", message))
         };
-        self.server
-            .update("jobs", self.namespace(), self.name(), |job| {
-                job["status"] = json!({"startTime": now(), "conditions": conditions});
-            });
+        self.server.update("jobs", self.namespace(), self.name(), |job| {
+            job["status"] = json!({"startTime": now(), "conditions": conditions});
+        });
     }
 }
 
@@ -388,18 +366,12 @@ pub fn pinned_to(job: &Value) -> String {
 }
 
 async fn terminate(child: &mut Child) {
-    let pid = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw);
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     if let Some(pid) = pid {
         // It may have ended by itself in between.
         let _ = kill_process(pid, Signal::TERM);
     }
-    if tokio::time::timeout(GRACE_PERIOD, child.wait())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(GRACE_PERIOD, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
 }

@@ -187,10 +187,10 @@ pub fn controller_of_cronjob(job: &str, image: &str) -> [Value; 3] {
             "controller": true, "blockOwnerDeletion": true,
         }])
     };
-    let labels = json!({"app.kubernetes.io/name": "lp-exporter", "app.kubernetes.io/component": "controller", "job-name": job});
+    let labels =
+        json!({"app.kubernetes.io/name": "lp-exporter", "app.kubernetes.io/component": "controller", "job-name": job});
     let job_uid = format!("uid-of-{job}");
-    let pod_spec =
-        json!({"restartPolicy": "Never", "containers": [{"name": "controller", "image": image}]});
+    let pod_spec = json!({"restartPolicy": "Never", "containers": [{"name": "controller", "image": image}]});
     [
         json!({
             "apiVersion": "batch/v1", "kind": "CronJob",

@@ -108,9 +108,7 @@ impl Pushgateway {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .expect("the loopback has a free port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let gateway = Pushgateway {
             state: Arc::default(),
             address,
@@ -182,12 +180,9 @@ impl Pushgateway {
     /// there are several.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let carries = |sample: &Sample| {
-            labels.iter().all(|(label, value)| {
-                sample
-                    .labels
-                    .get(*label)
-                    .is_some_and(|found| found == value)
-            })
+            labels
+                .iter()
+                .all(|(label, value)| sample.labels.get(*label).is_some_and(|found| found == value))
         };
         let mut found = self.samples(name).into_iter().filter(carries);
         found
@@ -245,9 +240,7 @@ async fn serve(State(gateway): State<Pushgateway>, request: Request) -> Response
                     Ok(()) => respond(200, String::new()),
                     Err(why) => respond(
                         400,
-                        format!(
-                            "pushed metrics are invalid or inconsistent with existing metrics: {why}"
-                        ),
+                        format!("pushed metrics are invalid or inconsistent with existing metrics: {why}"),
                     ),
                 },
             },
@@ -267,12 +260,7 @@ impl World {
     }
 
     /// Takes a push in, or marks the group's failure: a new group then stays as a stub, as in the real one.
-    fn push(
-        &mut self,
-        key: Labels,
-        pushed: BTreeMap<String, Family>,
-        replace: bool,
-    ) -> Result<(), String> {
+    fn push(&mut self, key: Labels, pushed: BTreeMap<String, Family>, replace: bool) -> Result<(), String> {
         let now_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |time| time.as_secs_f64());
@@ -390,9 +378,7 @@ impl World {
                     let samples: Vec<Value> = family
                         .samples
                         .iter()
-                        .map(
-                            |(labels, value)| json!({"labels": labels, "value": value.to_string()}),
-                        )
+                        .map(|(labels, value)| json!({"labels": labels, "value": value.to_string()}))
                         .collect();
                     let kind = family.kind.to_uppercase();
                     listed[name] = json!({"type": kind, "help": family.help, "metrics": samples});
@@ -457,11 +443,7 @@ fn grouping_key(path: &str) -> Result<Labels, String> {
             None => (pair[0], decode_percent(pair[1])?),
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if name.is_empty()
-            || !name.chars().all(plain)
-            || name.starts_with("__")
-            || name.starts_with(char::is_numeric)
-        {
+        if name.is_empty() || !name.chars().all(plain) || name.starts_with("__") || name.starts_with(char::is_numeric) {
             return Err(format!("improper label name {name:?}"));
         }
         labels.insert(name.to_owned(), value);
@@ -535,8 +517,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, Family>, String> {
             let mut words = comment.trim_start().splitn(3, ' ');
             match (words.next(), words.next(), words.next()) {
                 (Some("HELP"), Some(name), help) => {
-                    families.entry(name.to_owned()).or_insert_with(new).help =
-                        unescape(help.unwrap_or_default());
+                    families.entry(name.to_owned()).or_insert_with(new).help = unescape(help.unwrap_or_default());
                 }
                 (Some("TYPE"), Some(name), Some(kind)) => {
                     let family = families.entry(name.to_owned()).or_insert_with(new);
@@ -565,9 +546,7 @@ fn parse_sample(line: &str) -> Result<(Sample, bool), String> {
     let mut labels = Labels::new();
     if let Some(mut inner) = rest.strip_prefix('{') {
         while !inner.starts_with('}') {
-            let (label, after) = inner
-                .split_once("=\"")
-                .ok_or("a label without a quoted value")?;
+            let (label, after) = inner.split_once("=\"").ok_or("a label without a quoted value")?;
             let end = closing_quote(after).ok_or("a label value without an end")?;
             if labels
                 .insert(label.trim().to_owned(), unescape(&after[..end]))
@@ -618,9 +597,7 @@ fn unescape(text: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn respond(code: u16, text: String) -> Response {
@@ -630,8 +607,6 @@ fn respond(code: u16, text: String) -> Response {
 }
 
 fn cut() -> Response {
-    let broken = stream::once(async {
-        Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into())
-    });
+    let broken = stream::once(async { Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into()) });
     Response::new(Body::from_stream(broken))
 }

@@ -26,17 +26,10 @@ impl Call {
     /// Reads `/api/v1/…` and `/apis/<group>/<version>/…`. A path that the stand-in does not serve is 404, a method
     /// that it does not know is 405.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Call, Refusal> {
-        let unknown = || {
-            Refusal::new(
-                404,
-                "NotFound",
-                "the server could not find the requested resource",
-            )
-        };
-        let query: BTreeMap<String, String> =
-            form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
-                .into_owned()
-                .collect();
+        let unknown = || Refusal::new(404, "NotFound", "the server could not find the requested resource");
+        let query: BTreeMap<String, String> = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect();
         let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
         let (api_version, rest) = match parts.as_slice() {
             ["api", version, rest @ ..] => ((*version).to_owned(), rest),
@@ -55,9 +48,7 @@ impl Call {
             .find(|resource| resource.plural == plural && resource.api_version == api_version)
             .filter(|resource| resource.namespaced || namespace.is_empty())
             .ok_or_else(unknown)?;
-        let watching = query
-            .get("watch")
-            .is_some_and(|watch| watch == "true" || watch == "1");
+        let watching = query.get("watch").is_some_and(|watch| watch == "true" || watch == "1");
         let verb = match (method.as_str(), name.is_empty()) {
             ("GET", false) => "get",
             ("GET", true) if watching => "watch",
@@ -152,8 +143,7 @@ impl Filter {
             let known = |(resource, path): &(&str, &str)| {
                 *path == field && (resource.is_empty() || *resource == call.resource.plural)
             };
-            if !SELECTABLE_FIELDS.iter().any(known) || matches!(test, Test::Exists | Test::Missing)
-            {
+            if !SELECTABLE_FIELDS.iter().any(known) || matches!(test, Test::Exists | Test::Missing) {
                 return Err(Refusal::new(
                     400,
                     "BadRequest",
@@ -175,10 +165,7 @@ impl Filter {
     pub fn matches(&self, key: &Key, object: &Value) -> bool {
         key.resource == self.resource
             && (self.namespace.is_empty() || self.namespace == key.namespace)
-            && self
-                .requirements
-                .iter()
-                .all(|requirement| requirement.holds(object))
+            && self.requirements.iter().all(|requirement| requirement.holds(object))
     }
 }
 
@@ -190,9 +177,7 @@ impl Requirement {
             .try_fold(object, |value, part| value.get(part))
             .and_then(Value::as_str);
         match &self.test {
-            Test::Equals(wanted) => {
-                found.unwrap_or_default() == wanted && (found.is_some() || wanted.is_empty())
-            }
+            Test::Equals(wanted) => found.unwrap_or_default() == wanted && (found.is_some() || wanted.is_empty()),
             Test::Differs(unwanted) => found != Some(unwanted),
             Test::Exists => found.is_some(),
             Test::Missing => found.is_none(),

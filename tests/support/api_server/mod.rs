@@ -68,8 +68,7 @@ pub struct Recorded {
 }
 
 /// Plays kubelet for a new Job.
-type JobHook =
-    Arc<dyn Fn(ApiServer, Value) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+type JobHook = Arc<dyn Fn(ApiServer, Value) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Shared {
     state: Mutex<World>,
@@ -94,9 +93,7 @@ impl ApiServer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .expect("the loopback has a free port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let world = World {
             store: Store::new(),
             rules: Vec::new(),
@@ -174,21 +171,9 @@ impl ApiServer {
     pub fn put(&self, mut object: Value) -> Value {
         let resource = store::RESOURCES
             .iter()
-            .find(|resource| {
-                object["kind"] == resource.kind && object["apiVersion"] == resource.api_version
-            })
-            .unwrap_or_else(|| {
-                panic!(
-                    "the stand-in serves no {} {}",
-                    object["apiVersion"], object["kind"]
-                )
-            });
-        let text = |field: &str| {
-            object["metadata"][field]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned()
-        };
+            .find(|resource| object["kind"] == resource.kind && object["apiVersion"] == resource.api_version)
+            .unwrap_or_else(|| panic!("the stand-in serves no {} {}", object["apiVersion"], object["kind"]));
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let key = Key {
             resource: resource.plural,
             namespace: text("namespace"),
@@ -209,10 +194,7 @@ impl ApiServer {
 
     /// The object, if it is there; the namespace is empty for cluster-scoped ones.
     pub fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
-        self.world()
-            .store
-            .get(&key(resource, namespace, name))
-            .cloned()
+        self.world().store.get(&key(resource, namespace, name)).cloned()
     }
 
     /// Every object of a resource, of all namespaces.
@@ -226,13 +208,7 @@ impl ApiServer {
     }
 
     /// Changes an object in place and returns whether it was there.
-    pub fn update(
-        &self,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-        change: impl FnOnce(&mut Value),
-    ) -> bool {
+    pub fn update(&self, resource: &str, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) -> bool {
         let key = key(resource, namespace, name);
         let done = {
             let mut world = self.world();
@@ -296,10 +272,7 @@ impl ApiServer {
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.shared
-            .state
-            .lock()
-            .expect("no holder of the lock panics")
+        self.shared.state.lock().expect("no holder of the lock panics")
     }
 
     fn announce(&self) {
@@ -328,10 +301,7 @@ async fn serve(State(server): State<ApiServer>, request: Request) -> Response {
     };
     let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     if parts.uri.path() == "/version" {
-        return answer(
-            200,
-            &json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0"}),
-        );
+        return answer(200, &json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0"}));
     }
     let call = match Call::parse(&parts.method, &parts.uri) {
         Ok(call) => call,
@@ -368,19 +338,9 @@ async fn serve(State(server): State<ApiServer>, request: Request) -> Response {
         if let Some(rights) = &world.rights
             && !rights.iter().any(|right| right.allows(&call))
         {
-            return refuse(&Refusal::forbidden(
-                call.verb,
-                call.resource.plural,
-                &call.namespace,
-            ));
+            return refuse(&Refusal::forbidden(call.verb, call.resource.plural, &call.namespace));
         }
-        script::take(
-            &mut world.rules,
-            &Call {
-                name,
-                ..call.clone()
-            },
-        )
+        script::take(&mut world.rules, &Call { name, ..call.clone() })
     };
     tokio::time::sleep(delay).await;
     match scripted {
@@ -397,10 +357,7 @@ async fn serve(State(server): State<ApiServer>, request: Request) -> Response {
 }
 
 fn name_in(body: &Value) -> String {
-    body["metadata"]["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
+    body["metadata"]["name"].as_str().unwrap_or_default().to_owned()
 }
 
 fn perform(server: &ApiServer, call: &Call, body: Value) -> Response {
@@ -438,10 +395,7 @@ fn create(server: &ApiServer, call: &Call, mut object: Value) -> Result<Value, R
     let (stored, hook) = {
         let mut world = server.world();
         let stored = world.store.create(&key, object)?;
-        (
-            stored,
-            world.on_job.clone().filter(|_| key.resource == "jobs"),
-        )
+        (stored, world.on_job.clone().filter(|_| key.resource == "jobs"))
     };
     if let Some(hook) = hook {
         tokio::spawn(hook(server.clone(), stored.clone()));
@@ -476,10 +430,7 @@ fn check(key: &Key, object: &Value) -> Result<(), Refusal> {
         }
     }
     if key.resource == "configmaps" && object.to_string().len() > CONFIGMAP_LIMIT_BYTES * 4 / 3 {
-        return Err(Refusal::invalid(
-            key,
-            "[]: Too long: must have at most 1048576 bytes",
-        ));
+        return Err(Refusal::invalid(key, "[]: Too long: must have at most 1048576 bytes"));
     }
     Ok(())
 }
@@ -487,10 +438,7 @@ fn check(key: &Key, object: &Value) -> Result<(), Refusal> {
 fn delete(server: &ApiServer, call: &Call, options: &Value) -> Result<Value, Refusal> {
     let key = call.key(&call.name);
     let mut world = server.world();
-    let stored = world
-        .store
-        .get(&key)
-        .ok_or_else(|| Refusal::not_found(&key))?;
+    let stored = world.store.get(&key).ok_or_else(|| Refusal::not_found(&key))?;
     for field in ["uid", "resourceVersion"] {
         let wanted = &options["preconditions"][field];
         if wanted.is_string() && *wanted != stored["metadata"][field] {
@@ -530,9 +478,7 @@ fn list(server: &ApiServer, call: &Call) -> Result<Value, Refusal> {
     }
     let items: Vec<&Value> = page.iter().map(|(_, object)| *object).collect();
     let kind = format!("{}List", call.resource.kind);
-    Ok(
-        json!({"kind": kind, "apiVersion": call.resource.api_version, "metadata": metadata, "items": items}),
-    )
+    Ok(json!({"kind": kind, "apiVersion": call.resource.api_version, "metadata": metadata, "items": items}))
 }
 
 fn encode_continue(last: &Key) -> String {
@@ -579,10 +525,7 @@ fn watch(server: &ApiServer, call: &Call) -> Result<Response, Refusal> {
         ));
     }
     let filter = call.filter()?;
-    let seconds: u64 = call
-        .parameter("timeoutSeconds")
-        .parse()
-        .unwrap_or(WATCH_SECONDS);
+    let seconds: u64 = call.parameter("timeoutSeconds").parse().unwrap_or(WATCH_SECONDS);
     let world = server.world();
     let (position, first) = match call.parameter("resourceVersion").parse().unwrap_or(0) {
         0 => {
@@ -646,18 +589,11 @@ impl Watch {
         let world = server.world();
         let Some(changes) = world.store.changes_since(self.position) else {
             self.ended = true;
-            let refusal = Refusal::new(
-                410,
-                "Expired",
-                format!("too old resource version: {}", self.position),
-            );
+            let refusal = Refusal::new(410, "Expired", format!("too old resource version: {}", self.position));
             return vec![json!({"type": "ERROR", "object": refusal.status()})];
         };
         self.position = self.position.max(world.store.resource_version());
-        changes
-            .iter()
-            .filter_map(|change| self.event(change))
-            .collect()
+        changes.iter().filter_map(|change| self.event(change)).collect()
     }
 
     /// What a change is to this watch: an object that enters or leaves its selector is added or deleted.
@@ -666,8 +602,7 @@ impl Watch {
             .previous
             .as_ref()
             .is_some_and(|previous| self.filter.matches(&change.key, previous));
-        let is =
-            change.kind != ChangeKind::Deleted && self.filter.matches(&change.key, &change.object);
+        let is = change.kind != ChangeKind::Deleted && self.filter.matches(&change.key, &change.object);
         let kind = match (was, is) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
@@ -692,9 +627,7 @@ fn answer(code: u16, object: &Value) -> Response {
 fn refuse(refusal: &Refusal) -> Response {
     let mut response = answer(refusal.code, &refusal.status());
     if let Some(seconds) = refusal.retry_after_seconds {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, seconds.into());
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }
@@ -711,8 +644,6 @@ fn respond(code: u16, body: Body) -> Response {
 
 /// An answer that breaks off before its first byte of content: the connection is closed.
 fn cut() -> Response {
-    let broken = stream::once(async {
-        Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into())
-    });
+    let broken = stream::once(async { Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into()) });
     respond(200, Body::from_stream(broken))
 }

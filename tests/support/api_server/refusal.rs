@@ -53,11 +53,7 @@ impl Refusal {
 
     pub fn invalid(key: &Key, why: &str) -> Refusal {
         let kind = Resource::named(key.resource).kind;
-        Refusal::new(
-            422,
-            "Invalid",
-            format!("{kind} {:?} is invalid: {why}", key.name),
-        )
+        Refusal::new(422, "Invalid", format!("{kind} {:?} is invalid: {why}", key.name))
     }
 
     /// What a service account without the right is told.

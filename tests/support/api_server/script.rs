@@ -79,9 +79,7 @@ impl Rule {
     }
 
     fn matches(&self, call: &Call) -> bool {
-        let same = |wanted: &Option<String>, given: &str| {
-            wanted.as_deref().is_none_or(|wanted| wanted == given)
-        };
+        let same = |wanted: &Option<String>, given: &str| wanted.as_deref().is_none_or(|wanted| wanted == given);
         self.left != Some(0)
             && same(&self.verb, call.verb)
             && same(&self.resource, call.resource.plural)
@@ -96,11 +94,7 @@ pub fn take(rules: &mut [Rule], call: &Call) -> (Answer, Duration) {
     };
     rule.left = rule.left.map(|left| left - 1);
     let answer = match &rule.answer {
-        Answer::Forbid => Answer::Refuse(Refusal::forbidden(
-            call.verb,
-            call.resource.plural,
-            &call.namespace,
-        )),
+        Answer::Forbid => Answer::Refuse(Refusal::forbidden(call.verb, call.resource.plural, &call.namespace)),
         answer => answer.clone(),
     };
     (answer, rule.delay)

@@ -89,9 +89,7 @@ impl Resource {
 
     /// The part before the slash of `apiVersion`, empty for the core group.
     pub fn group(&self) -> &'static str {
-        self.api_version
-            .split_once('/')
-            .map_or("", |(group, _version)| group)
+        self.api_version.split_once('/').map_or("", |(group, _version)| group)
     }
 }
 
@@ -156,9 +154,9 @@ impl Store {
         resource: &'static str,
         namespace: &'store str,
     ) -> impl Iterator<Item = (&'store Key, &'store Value)> {
-        self.objects.iter().filter(move |(key, _)| {
-            key.resource == resource && (namespace.is_empty() || key.namespace == namespace)
-        })
+        self.objects
+            .iter()
+            .filter(move |(key, _)| key.resource == resource && (namespace.is_empty() || key.namespace == namespace))
     }
 
     /// The changes after a version, or `None` when that version was compacted away.
@@ -203,10 +201,7 @@ impl Store {
     /// Replaces an object and returns it as stored; 404 when there is none, 409 Conflict when the given
     /// resourceVersion or uid is not the stored one.
     pub fn replace(&mut self, key: &Key, mut object: Value) -> Result<Value, Refusal> {
-        let stored = self
-            .objects
-            .get(key)
-            .ok_or_else(|| Refusal::not_found(key))?;
+        let stored = self.objects.get(key).ok_or_else(|| Refusal::not_found(key))?;
         let given = metadata_of(&mut object).clone();
         for field in ["resourceVersion", "uid"] {
             let given = given.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -215,19 +210,12 @@ impl Store {
             }
         }
         let metadata = metadata_of(&mut object);
-        for field in [
-            "uid",
-            "creationTimestamp",
-            "deletionTimestamp",
-            "name",
-            "namespace",
-        ] {
+        for field in ["uid", "creationTimestamp", "deletionTimestamp", "name", "namespace"] {
             if let Some(value) = stored["metadata"].get(field) {
                 metadata.insert(field.to_owned(), value.clone());
             }
         }
-        let goes =
-            stored["metadata"]["deletionTimestamp"].is_string() && finalizers(&object).is_empty();
+        let goes = stored["metadata"]["deletionTimestamp"].is_string() && finalizers(&object).is_empty();
         Ok(if goes {
             self.remove(key, object)
         } else {
@@ -239,15 +227,8 @@ impl Store {
     ///
     /// `Orphan` leaves them without their owner; it is the server's default for Jobs. Everything else removes them.
     pub fn delete(&mut self, key: &Key, policy: Option<&str>) -> Result<Value, Refusal> {
-        let mut object = self
-            .objects
-            .get(key)
-            .cloned()
-            .ok_or_else(|| Refusal::not_found(key))?;
-        let uid = object["metadata"]["uid"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let mut object = self.objects.get(key).cloned().ok_or_else(|| Refusal::not_found(key))?;
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let gone = if finalizers(&object).is_empty() {
             self.remove(key, object)
         } else {
@@ -320,18 +301,13 @@ impl Store {
         let resource = Resource::named(key.resource);
         object["apiVersion"] = resource.api_version.into();
         object["kind"] = resource.kind.into();
-        metadata_of(object).insert(
-            "resourceVersion".to_owned(),
-            self.resource_version.to_string().into(),
-        );
+        metadata_of(object).insert("resourceVersion".to_owned(), self.resource_version.to_string().into());
     }
 }
 
 /// The time in the form of Kubernetes' timestamps: UTC, whole seconds.
 pub fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// The object's metadata, made when it has none.
@@ -357,18 +333,13 @@ fn complete_job(job: &mut Value) {
         "batch.kubernetes.io/controller-uid": uid, "batch.kubernetes.io/job-name": name,
         "controller-uid": uid, "job-name": name,
     });
-    for (label, value) in labels
-        .as_object()
-        .expect("it is written as an object above")
-    {
+    for (label, value) in labels.as_object().expect("it is written as an object above") {
         job["spec"]["template"]["metadata"]["labels"][label] = value.clone();
     }
 }
 
 fn finalizers(object: &Value) -> &[Value] {
-    object["metadata"]["finalizers"]
-        .as_array()
-        .map_or(&[], Vec::as_slice)
+    object["metadata"]["finalizers"].as_array().map_or(&[], Vec::as_slice)
 }
 
 fn owners(object: &Value) -> impl Iterator<Item = &str> {
