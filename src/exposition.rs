@@ -51,12 +51,7 @@ impl Exposition {
         family: &Family,
         samples: impl IntoIterator<Item = ([Label; LABELS], f64)>,
     ) {
-        assert_eq!(
-            family.labels.len(),
-            LABELS,
-            "label values for {}",
-            family.name
-        );
+        assert_eq!(family.labels.len(), LABELS, "label values for {}", family.name);
         let mut samples = samples
             .into_iter()
             .map(|(values, value)| metric(family.labels, &values, value))
@@ -207,10 +202,7 @@ mod tests {
             &format!("{header}used_bytes{{claim=\"data\",node=\"n1\"}} 5\n"),
         );
         check(
-            &[
-                (["a\"b\\c\nd", "ü"], 0.5),
-                (["", "\r\t}"], 9_007_199_254_740_992.0),
-            ],
+            &[(["a\"b\\c\nd", "ü"], 0.5), (["", "\r\t}"], 9_007_199_254_740_992.0)],
             &format!(
                 "{header}used_bytes{{claim=\"a\\\"b\\\\c\\nd\",node=\"ü\"}} 0.5\n\
                  used_bytes{{claim=\"\",node=\"\r\t}}\"}} 9007199254740992\n"
@@ -218,9 +210,7 @@ mod tests {
         );
         check(
             &[(["a", "b"], f64::NAN), (["c", "d"], f64::INFINITY)],
-            &format!(
-                "{header}used_bytes{{claim=\"a\",node=\"b\"}} NaN\nused_bytes{{claim=\"c\",node=\"d\"}} inf\n"
-            ),
+            &format!("{header}used_bytes{{claim=\"a\",node=\"b\"}} NaN\nused_bytes{{claim=\"c\",node=\"d\"}} inf\n"),
         );
     }
 
@@ -238,11 +228,7 @@ mod tests {
 
     #[test]
     fn writes_the_header_of_a_long_family_once() {
-        for samples in [
-            SAMPLES_IN_A_CHUNK,
-            SAMPLES_IN_A_CHUNK + 1,
-            3 * SAMPLES_IN_A_CHUNK,
-        ] {
+        for samples in [SAMPLES_IN_A_CHUNK, SAMPLES_IN_A_CHUNK + 1, 3 * SAMPLES_IN_A_CHUNK] {
             let mut exposition = Exposition::new();
             exposition.family(
                 &USED,

@@ -96,12 +96,7 @@ impl Pushgateway {
     ///
     /// It is safe to repeat when nobody knows whether the last try arrived: a PUT carries the whole group and leaves
     /// the server with just that, however often it is applied.
-    pub async fn put(
-        &self,
-        key: &GroupingKey,
-        body: &Body,
-        budget: Duration,
-    ) -> Result<(), PushError> {
+    pub async fn put(&self, key: &GroupingKey, body: &Body, budget: Duration) -> Result<(), PushError> {
         let mut request = self.request(Method::PUT, &key.path());
         request
             .headers_mut()
@@ -116,23 +111,15 @@ impl Pushgateway {
     /// Deletes the group of `key`, within `budget`. A group that does not exist is deleted as well, so that this is as
     /// safe to repeat as a PUT.
     pub async fn delete(&self, key: &GroupingKey, budget: Duration) -> Result<(), PushError> {
-        self.send(
-            self.request(Method::DELETE, &key.path()),
-            budget,
-            read_nothing,
-        )
-        .await
+        self.send(self.request(Method::DELETE, &key.path()), budget, read_nothing)
+            .await
     }
 
     /// All groups of the server, within `budget`. The reply holds every metric of the server as well; it is read as a
     /// stream and not kept.
     pub async fn groups(&self, budget: Duration) -> Result<Vec<Group>, PushError> {
-        self.send(
-            self.request(Method::GET, "/api/v1/metrics"),
-            budget,
-            read_list,
-        )
-        .await
+        self.send(self.request(Method::GET, "/api/v1/metrics"), budget, read_list)
+            .await
     }
 
     /// A request for `path`, which begins with a slash and needs no encoding, below the server's URL.
@@ -327,12 +314,8 @@ impl Cause {
                 "if another group holds the same series, or the same name with another type, delete that group or set \
                  LP_EXPORTER_GROUPING_LABELS to a label of this cluster's own"
             }
-            Self::Refused {
-                status: 401 | 403, ..
-            } => "check the user and the password in LP_EXPORTER_PUSHGATEWAY_URL",
-            Self::Refused { status: 413, .. } => {
-                "raise the limit on bodies in the proxy before the Pushgateway"
-            }
+            Self::Refused { status: 401 | 403, .. } => "check the user and the password in LP_EXPORTER_PUSHGATEWAY_URL",
+            Self::Refused { status: 413, .. } => "raise the limit on bodies in the proxy before the Pushgateway",
             Self::Refused { .. } | Self::NotAPushgateway { .. } => {
                 "check that LP_EXPORTER_PUSHGATEWAY_URL is the URL of a Pushgateway, with its route prefix if it has \
                  one"
@@ -373,9 +356,7 @@ fn retry_delays() -> impl Iterator<Item = Duration> {
 }
 
 fn parse_url(text: &str) -> Result<Url, PushgatewayError> {
-    let refuse = |why: &str| PushgatewayError::Url {
-        why: why.to_owned(),
-    };
+    let refuse = |why: &str| PushgatewayError::Url { why: why.to_owned() };
     let url = Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refuse("it begins with neither http:// nor https://"));
@@ -395,10 +376,7 @@ fn follow_within_the_server(attempt: redirect::Attempt<'_>) -> redirect::Action 
         .previous()
         .first()
         .is_some_and(|first| first.origin() == attempt.url().origin());
-    if is_same_server
-        && attempt.status() != StatusCode::SEE_OTHER
-        && attempt.previous().len() <= REDIRECTS_MAX
-    {
+    if is_same_server && attempt.status() != StatusCode::SEE_OTHER && attempt.previous().len() <= REDIRECTS_MAX {
         attempt.follow()
     } else {
         attempt.stop()
@@ -419,9 +397,7 @@ async fn read_list(response: Response) -> Result<Vec<Group>, Cause> {
     );
     let reader = BufReader::new(SyncIoBridge::new(StreamReader::new(stream)).take(LIST_MAX_BYTES));
     let reading = tokio::task::spawn_blocking(|| list::read_groups(reader)).await;
-    let groups = reading.map_err(|error| Cause::NotAPushgateway {
-        why: error.to_string(),
-    })?;
+    let groups = reading.map_err(|error| Cause::NotAPushgateway { why: error.to_string() })?;
     groups.map_err(|error| match error.classify() {
         serde_json::error::Category::Io => Cause::Unreachable {
             why: deepest_cause(&error),
@@ -430,9 +406,7 @@ async fn read_list(response: Response) -> Result<Vec<Group>, Cause> {
             why: "the list of groups is cut off".to_owned(),
         },
         serde_json::error::Category::Syntax | serde_json::error::Category::Data => {
-            Cause::NotAPushgateway {
-                why: error.to_string(),
-            }
+            Cause::NotAPushgateway { why: error.to_string() }
         }
     })
 }
@@ -456,9 +430,7 @@ async fn refusal(response: Response) -> Cause {
         },
         (status, Some(location)) if status.is_redirection() => Cause::Refused {
             status: status.as_u16(),
-            message: format!(
-                "it points to {location}, and only redirects within the same server are followed"
-            ),
+            message: format!("it points to {location}, and only redirects within the same server are followed"),
         },
         (status, _) => Cause::Refused {
             status: status.as_u16(),
@@ -469,22 +441,13 @@ async fn refusal(response: Response) -> Cause {
 
 /// The seconds of a Retry-After header, cut to a bound. It may hold a date instead; then our own delays must do.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
 /// The server to which a reply points, without what may be secret: user, password and query.
 fn shown_location(location: &HeaderValue) -> String {
-    let url = location
-        .to_str()
-        .ok()
-        .and_then(|text| Url::parse(text).ok());
+    let url = location.to_str().ok().and_then(|text| Url::parse(text).ok());
     url.map_or_else(
         || "another path".to_owned(),
         |url| url.origin().ascii_serialization() + url.path(),
@@ -522,8 +485,8 @@ fn one_line(bytes: &[u8]) -> String {
 
 /// What a request without a whole reply means.
 fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
-    let is_certificate = causes(error)
-        .any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_))));
+    let is_certificate =
+        causes(error).any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_))));
     if is_certificate {
         Cause::Untrusted {
             why: deepest_cause(error),
@@ -541,10 +504,7 @@ fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
 
 /// The TLS error in `error`. I/O errors, in which it travels, may lie in each other, and are not in the chain of sources.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    match error
-        .downcast_ref::<io::Error>()
-        .and_then(io::Error::get_ref)
-    {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(inner) => tls_error(inner),
         None => error.downcast_ref(),
     }
@@ -557,7 +517,5 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 
 /// The lowest of the causes, which is the one that people know: connection refused, no such host.
 fn deepest_cause(error: &(dyn Error + 'static)) -> String {
-    causes(error)
-        .last()
-        .map_or_else(String::new, ToString::to_string)
+    causes(error).last().map_or_else(String::new, ToString::to_string)
 }

@@ -34,19 +34,13 @@ impl FromStr for GroupingLabel {
     /// Reads `name=value`. The value may be empty; it has no comma, which separates labels from each other.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let Some((name, value)) = text.split_once('=') else {
-            return Err(GroupingLabelError::Form {
-                text: text.to_owned(),
-            });
+            return Err(GroupingLabelError::Form { text: text.to_owned() });
         };
         if value.contains(',') {
-            return Err(GroupingLabelError::Comma {
-                name: name.to_owned(),
-            });
+            return Err(GroupingLabelError::Comma { name: name.to_owned() });
         }
         if !is_label_name(name) {
-            return Err(GroupingLabelError::Name {
-                name: name.to_owned(),
-            });
+            return Err(GroupingLabelError::Name { name: name.to_owned() });
         }
         Ok(Self {
             name: name.to_owned(),
@@ -101,9 +95,7 @@ pub enum GroupingLabelError {
         text: String,
     },
     /// The value holds a comma.
-    #[error(
-        "the value of the grouping label {name:?} holds a comma, which separates labels: choose a value without"
-    )]
+    #[error("the value of the grouping label {name:?} holds a comma, which separates labels: choose a value without")]
     Comma {
         /// The label's name.
         name: String,
@@ -118,9 +110,7 @@ pub enum GroupingLabelError {
         name: String,
     },
     /// The metrics or their keys use the name.
-    #[error(
-        "the grouping label {name:?} would overwrite the label {name:?} of the metrics: choose another name"
-    )]
+    #[error("the grouping label {name:?} would overwrite the label {name:?} of the metrics: choose another name")]
     Taken {
         /// The label's name.
         name: String,
@@ -184,10 +174,7 @@ impl GroupingKey {
     pub fn path(&self) -> String {
         let mut path = String::from("/metrics");
         push_pair(&mut path, JOB_LABEL, &self.job);
-        let (node, others): (Vec<_>, Vec<_>) = self
-            .labels
-            .iter()
-            .partition(|(name, _)| *name == NODE_LABEL);
+        let (node, others): (Vec<_>, Vec<_>) = self.labels.iter().partition(|(name, _)| *name == NODE_LABEL);
         for (name, value) in node.into_iter().chain(others) {
             push_pair(&mut path, name, value);
         }
@@ -241,18 +228,13 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[&str]) -> GroupingLabels {
-        let parsed = pairs
-            .iter()
-            .map(|pair| pair.parse().expect("a label of the test"));
+        let parsed = pairs.iter().map(|pair| pair.parse().expect("a label of the test"));
         GroupingLabels::new(parsed, ["namespace", "storageclass"]).expect("labels of the test")
     }
 
     fn check_path(node: &str, extra: &[&str], expected: &str) {
         let key = GroupingKey::for_node(node, &labels(extra));
-        assert_eq!(
-            key.path(),
-            format!("/metrics/job/lp-exporter-job{expected}")
-        );
+        assert_eq!(key.path(), format!("/metrics/job/lp-exporter-job{expected}"));
     }
 
     #[test]
@@ -270,24 +252,15 @@ mod tests {
             &["name=Προμηθεύς"],
             "/node/n1/name@base64/zqDPgc6_zrzOt864zrXPjc-C",
         );
-        check_path(
-            ".",
-            &["a=..", "b=..."],
-            "/node@base64/Lg/a@base64/Li4/b/...",
-        );
-        check_path(
-            "n1",
-            &["a=x=y", "b=50%"],
-            "/node/n1/a@base64/eD15/b@base64/NTAl",
-        );
+        check_path(".", &["a=..", "b=..."], "/node@base64/Lg/a@base64/Li4/b/...");
+        check_path("n1", &["a=x=y", "b=50%"], "/node/n1/a@base64/eD15/b@base64/NTAl");
         let key = GroupingKey::new(CONTROLLER_JOB, &labels(&["cluster=eu"]));
         assert_eq!(key.to_string(), "/metrics/job/lp-exporter/cluster/eu");
     }
 
     fn check_labels(pairs: &[&str], expected: Result<&str, &str>) {
         let parsed: Result<Vec<GroupingLabel>, _> = pairs.iter().map(|pair| pair.parse()).collect();
-        let accepted =
-            parsed.and_then(|labels| GroupingLabels::new(labels, ["namespace", "storageclass"]));
+        let accepted = parsed.and_then(|labels| GroupingLabels::new(labels, ["namespace", "storageclass"]));
         match (accepted, expected) {
             (Ok(labels), Ok(text)) => assert_eq!(labels.to_string(), text),
             (Err(error), Err(part)) => {
@@ -303,18 +276,10 @@ mod tests {
         check_labels(&["zone=b", "cluster=a"], Ok("cluster=a,zone=b"));
         check_labels(&["cluster="], Ok("cluster="));
         check_labels(&["_a1=x=y/ü"], Ok("_a1=x=y/ü"));
-        check_labels(
-            &["cluster"],
-            Err("\"cluster\" is not of the form name=value"),
-        );
+        check_labels(&["cluster"], Err("\"cluster\" is not of the form name=value"));
         check_labels(&["cluster=a,b"], Err("\"cluster\" holds a comma"));
-        for name in [
-            "", "1a", "a-b", "ü", "__a", "U__a", "a b", "a@base64", "a/b",
-        ] {
-            check_labels(
-                &[&format!("{name}=x")],
-                Err("cannot be the name of a grouping label"),
-            );
+        for name in ["", "1a", "a-b", "ü", "__a", "U__a", "a b", "a@base64", "a/b"] {
+            check_labels(&[&format!("{name}=x")], Err("cannot be the name of a grouping label"));
         }
         for name in ["job", "instance", "node", "namespace", "storageclass"] {
             check_labels(&[&format!("{name}=x")], Err("would overwrite"));
@@ -327,8 +292,7 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let node = GroupingKey::from_labels(&listed)
-            .and_then(|key| key.worker_node(&labels(extra)).map(str::to_owned));
+        let node = GroupingKey::from_labels(&listed).and_then(|key| key.worker_node(&labels(extra)).map(str::to_owned));
         assert_eq!(node.as_deref(), expected_node, "{listed:?} with {extra:?}");
     }
 
@@ -336,17 +300,9 @@ mod tests {
     fn knows_the_groups_of_our_workers() {
         let ours = ("job", "lp-exporter-job");
         check_key(&[ours, ("node", "n1")], &[], Some("n1"));
-        check_key(
-            &[("cluster", "a"), ("node", "n1"), ours],
-            &["cluster=a"],
-            Some("n1"),
-        );
+        check_key(&[("cluster", "a"), ("node", "n1"), ours], &["cluster=a"], Some("n1"));
         check_key(&[ours, ("node", "n1")], &["cluster=a"], None);
-        check_key(
-            &[ours, ("node", "n1"), ("cluster", "b")],
-            &["cluster=a"],
-            None,
-        );
+        check_key(&[ours, ("node", "n1"), ("cluster", "b")], &["cluster=a"], None);
         check_key(
             &[ours, ("node", "n1"), ("cluster", "a"), ("zone", "z")],
             &["cluster=a"],

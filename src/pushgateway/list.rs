@@ -40,10 +40,7 @@ struct ListedGroup {
 impl ListedGroup {
     fn into_group(self) -> Option<Group> {
         // The server itself writes the time, 0 for a group of which no push was ever accepted.
-        let samples = self
-            .push_time_seconds
-            .map(|family| family.metrics)
-            .unwrap_or_default();
+        let samples = self.push_time_seconds.map(|family| family.metrics).unwrap_or_default();
         let push_time_seconds = samples
             .first()
             .and_then(|sample| sample.value.parse().ok())
@@ -135,10 +132,7 @@ mod tests {
         });
         match (groups, expected) {
             (Ok(groups), Ok(expected)) => {
-                let groups: Vec<_> = groups
-                    .iter()
-                    .map(|(labels, time)| (labels.as_str(), *time))
-                    .collect();
+                let groups: Vec<_> = groups.iter().map(|(labels, time)| (labels.as_str(), *time)).collect();
                 assert_eq!(groups, expected, "{reply}");
             }
             (Err(error), Err(part)) => assert!(error.contains(part), "{reply}: {error}"),
@@ -170,12 +164,9 @@ mod tests {
 
     #[test]
     fn leaves_out_a_group_with_a_metric_called_labels() {
-        let metric =
-            r#"{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{"a":"b"},"value":"1"}]}"#;
+        let metric = r#"{"time_stamp":"t","type":"GAUGE","metrics":[{"labels":{"a":"b"},"value":"1"}]}"#;
         check(
-            &format!(
-                r#"{{"status":"success","data":[{{"labels":{metric}}},{{"labels":{{"job":"a"}}}}]}}"#
-            ),
+            &format!(r#"{{"status":"success","data":[{{"labels":{metric}}},{{"labels":{{"job":"a"}}}}]}}"#),
             Ok(&[(r#"{"job": "a"}"#, 0.0)]),
         );
     }
@@ -184,14 +175,8 @@ mod tests {
     fn refuses_what_is_no_list() {
         check("", Err("EOF"));
         check("<html>", Err("expected value"));
-        check(
-            r#"{"status":"success","data":[{"labels":{"job":"#,
-            Err("EOF"),
-        );
-        check(
-            r#"{"status":"error","error":"x"}"#,
-            Err("status is not success"),
-        );
+        check(r#"{"status":"success","data":[{"labels":{"job":"#, Err("EOF"));
+        check(r#"{"status":"error","error":"x"}"#, Err("status is not success"));
         check(
             r#"{"status":"success","data":{"resultType":"vector"}}"#,
             Err("invalid type"),

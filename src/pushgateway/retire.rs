@@ -36,9 +36,7 @@ mod tests {
 
     fn group(labels: &str) -> Group {
         let pairs = labels.split(',').filter_map(|pair| pair.split_once('='));
-        let labels = pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let labels = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Group {
             labels,
             push_time_seconds: 1.0,
@@ -47,11 +45,7 @@ mod tests {
 
     fn check(groups: &[&str], cluster: Option<&str>, nodes: &[&str], expected: &[&str]) {
         let groups: Vec<Group> = groups.iter().map(|labels| group(labels)).collect();
-        let cluster = cluster.map(|value| {
-            format!("cluster={value}")
-                .parse()
-                .expect("a label of the test")
-        });
+        let cluster = cluster.map(|value| format!("cluster={value}").parse().expect("a label of the test"));
         let grouping_labels = GroupingLabels::new(cluster, []).expect("labels of the test");
         let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
         let retired = groups_to_retire(&groups, &grouping_labels, &nodes);

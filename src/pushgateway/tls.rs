@@ -9,18 +9,14 @@ use rustls::{ClientConfig, RootCertStore};
 /// A configuration that trusts the certificates in `ca_file` (PEM) and nothing else, or without that file the
 /// system's, which are read only if `needs_roots`: a server without TLS needs none, an image may have none, and they
 /// take a megabyte.
-pub(super) fn client_config(
-    ca_file: Option<&Path>,
-    needs_roots: bool,
-) -> Result<ClientConfig, TlsError> {
+pub(super) fn client_config(ca_file: Option<&Path>, needs_roots: bool) -> Result<ClientConfig, TlsError> {
     let roots = match ca_file {
         Some(path) => roots_from_file(path)?,
         None if needs_roots => roots_of_the_system()?,
         None => RootCertStore::empty(),
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
@@ -59,9 +55,7 @@ fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| refuse(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| refuse(error.to_string()))?;
+        roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
     }
     if roots.is_empty() {
         return Err(refuse("it holds no certificate".to_owned()));

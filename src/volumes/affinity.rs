@@ -61,9 +61,7 @@ pub enum Operator {
 
 /// A text names no operator. The term that it stands in matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "cannot read {text:?} as an operator of a node selector: use In, NotIn, Exists, DoesNotExist, Gt or Lt"
-)]
+#[error("cannot read {text:?} as an operator of a node selector: use In, NotIn, Exists, DoesNotExist, Gt or Lt")]
 pub struct UnknownOperator {
     /// The beginning of the text.
     text: String,
@@ -80,22 +78,14 @@ impl FromStr for Operator {
             "DoesNotExist" => Ok(Self::DoesNotExist),
             "Gt" => Ok(Self::Gt),
             "Lt" => Ok(Self::Lt),
-            _ => Err(UnknownOperator {
-                text: excerpt(text),
-            }),
+            _ => Err(UnknownOperator { text: excerpt(text) }),
         }
     }
 }
 
 /// Tells whether one of the terms matches the node of that name and with those labels. Without terms nothing matches.
-pub fn matches(
-    terms: &[NodeSelectorTerm],
-    node_name: &str,
-    node_labels: &BTreeMap<String, String>,
-) -> bool {
-    terms
-        .iter()
-        .any(|term| term.matches(node_name, node_labels))
+pub fn matches(terms: &[NodeSelectorTerm], node_name: &str, node_labels: &BTreeMap<String, String>) -> bool {
+    terms.iter().any(|term| term.matches(node_name, node_labels))
 }
 
 impl NodeSelectorTerm {
@@ -126,9 +116,7 @@ impl Requirement {
             Operator::Gt | Operator::Lt => self.integer().is_some(),
         };
         // A negative integer is no label value, so `Gt` and `Lt` never compare with one.
-        count_fits
-            && is_label_key(&self.key)
-            && self.values.iter().all(|value| is_label_value(value))
+        count_fits && is_label_key(&self.key) && self.values.iter().all(|value| is_label_value(value))
     }
 
     fn label_matches(&self, node_labels: &BTreeMap<String, String>) -> bool {
@@ -166,11 +154,7 @@ impl Requirement {
 
     fn field_matches(&self, value: &str, node_name: &str) -> bool {
         // To Kubernetes a field that a node does not have is empty; the API server refuses any but the name.
-        let on_node = if self.key == NODE_NAME_FIELD {
-            node_name
-        } else {
-            ""
-        };
+        let on_node = if self.key == NODE_NAME_FIELD { node_name } else { "" };
         (on_node == value) == (self.operator == Operator::In)
     }
 }
@@ -198,10 +182,7 @@ fn is_label_value(value: &str) -> bool {
 fn is_dns_subdomain(name: &str) -> bool {
     let is_lower_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_dns_label = |label: &str| {
-        is_framed(label, is_lower_alphanumeric)
-            && label
-                .bytes()
-                .all(|byte| is_lower_alphanumeric(byte) || byte == b'-')
+        is_framed(label, is_lower_alphanumeric) && label.bytes().all(|byte| is_lower_alphanumeric(byte) || byte == b'-')
     };
     name.len() <= SUBDOMAIN_MAX_BYTES && name.split('.').all(is_dns_label)
 }
@@ -346,11 +327,7 @@ mod tests {
         check(&[expressions(&[yes, no])], false);
         check(&[expressions(&[yes, invalid])], false);
         check(
-            &[
-                expressions(&[invalid]),
-                expressions(&[no]),
-                expressions(&[yes]),
-            ],
+            &[expressions(&[invalid]), expressions(&[no]), expressions(&[yes])],
             true,
         );
         check(&[expressions(&[no]), expressions(&[invalid])], false);
@@ -365,10 +342,7 @@ mod tests {
     #[test]
     fn an_unknown_operator_is_named() {
         for text in ["", "in", "Equals", " In"] {
-            let message = text
-                .parse::<Operator>()
-                .expect_err("no operator")
-                .to_string();
+            let message = text.parse::<Operator>().expect_err("no operator").to_string();
             assert!(message.contains(&format!("{text:?}")), "{message}");
         }
     }

@@ -45,9 +45,7 @@ pub enum PathError {
         path: String,
     },
     /// The normal form is longer than Linux opens.
-    #[error(
-        "cannot use path {path:?}: it is longer than {PATH_MAX_BYTES} bytes, the most that Linux opens"
-    )]
+    #[error("cannot use path {path:?}: it is longer than {PATH_MAX_BYTES} bytes, the most that Linux opens")]
     TooLong {
         /// The beginning of the path.
         path: String,
@@ -152,20 +150,14 @@ impl BasePaths {
             .iter()
             .enumerate()
             .filter_map(|(base, base_path)| {
-                let relative = normalized_path
-                    .strip_prefix(base_path.as_str())?
-                    .strip_prefix('/')?;
+                let relative = normalized_path.strip_prefix(base_path.as_str())?.strip_prefix('/')?;
                 Some((base, relative))
             })
             .min_by_key(|(_, relative)| relative.len());
         if let Some((base, relative)) = longest {
             return Located::Beneath { base, relative };
         }
-        match self
-            .paths
-            .iter()
-            .position(|base_path| base_path == normalized_path)
-        {
+        match self.paths.iter().position(|base_path| base_path == normalized_path) {
             Some(base) => Located::IsBase { base },
             None => Located::Outside,
         }
@@ -209,56 +201,24 @@ mod tests {
     fn refusals() {
         check_normal("", Err(PathError::Empty));
         for path in ["data", "./data", "../data", ".", " /data", "C:\\data"] {
-            check_normal(
-                path,
-                Err(PathError::Relative {
-                    path: path.to_owned(),
-                }),
-            );
+            check_normal(path, Err(PathError::Relative { path: path.to_owned() }));
         }
         for path in ["/", "//", "/.", "/./", "/././/"] {
-            check_normal(
-                path,
-                Err(PathError::Root {
-                    path: path.to_owned(),
-                }),
-            );
+            check_normal(path, Err(PathError::Root { path: path.to_owned() }));
         }
         for path in ["/..", "/data/..", "/data/../x", "/../data"] {
-            check_normal(
-                path,
-                Err(PathError::ParentComponent {
-                    path: path.to_owned(),
-                }),
-            );
+            check_normal(path, Err(PathError::ParentComponent { path: path.to_owned() }));
         }
         for path in ["/data\0", "\0", "/\0/x"] {
-            check_normal(
-                path,
-                Err(PathError::Nul {
-                    path: path.to_owned(),
-                }),
-            );
+            check_normal(path, Err(PathError::Nul { path: path.to_owned() }));
         }
         let name = format!("/{}", "x".repeat(COMPONENT_MAX_BYTES + 1));
-        check_normal(
-            &name,
-            Err(PathError::ComponentTooLong {
-                path: excerpt(&name),
-            }),
-        );
+        check_normal(&name, Err(PathError::ComponentTooLong { path: excerpt(&name) }));
         let long = "/xxx".repeat(1024);
-        check_normal(
-            &long,
-            Err(PathError::TooLong {
-                path: excerpt(&long),
-            }),
-        );
+        check_normal(&long, Err(PathError::TooLong { path: excerpt(&long) }));
         check_normal(
             &"/xxx".repeat(1_000_000),
-            Err(PathError::TooLong {
-                path: excerpt(&long),
-            }),
+            Err(PathError::TooLong { path: excerpt(&long) }),
         );
     }
 
@@ -270,10 +230,7 @@ mod tests {
             "x".repeat(10_000),
         ] {
             let message = normalize(&path).expect_err("no such path").to_string();
-            assert!(
-                message.len() < 500 && !message.contains(['\n', '\0']),
-                "{message}"
-            );
+            assert!(message.len() < 500 && !message.contains(['\n', '\0']), "{message}");
         }
     }
 
@@ -283,10 +240,7 @@ mod tests {
 
     #[test]
     fn bases_are_normal_and_unique() {
-        assert_eq!(
-            bases(&["/b/", "/a", "//b", "/a/x"]).as_slice(),
-            ["/b", "/a", "/a/x"]
-        );
+        assert_eq!(bases(&["/b/", "/a", "//b", "/a/x"]).as_slice(), ["/b", "/a", "/a/x"]);
         assert_eq!(bases(&[]).find("/a"), Located::Outside);
         for (path, part) in [
             ("/", "root directory"),
@@ -294,32 +248,19 @@ mod tests {
             ("", "empty"),
             ("/a/../b", "\"..\""),
         ] {
-            let message = BasePaths::new(["/good", path])
-                .expect_err("a bad base")
-                .to_string();
+            let message = BasePaths::new(["/good", path]).expect_err("a bad base").to_string();
             assert!(message.contains(part), "{message}");
         }
     }
 
     fn check_found(base_paths: &[&str], path: &str, expected: Located) {
-        assert_eq!(
-            bases(base_paths).find(path),
-            expected,
-            "{path} in {base_paths:?}"
-        );
+        assert_eq!(bases(base_paths).find(path), expected, "{path} in {base_paths:?}");
     }
 
     #[test]
     fn the_longest_base_is_found_by_components() {
         let nested = ["/data", "/data/fast/ssd", "/data/fast"];
-        check_found(
-            &nested,
-            "/data/x",
-            Located::Beneath {
-                base: 0,
-                relative: "x",
-            },
-        );
+        check_found(&nested, "/data/x", Located::Beneath { base: 0, relative: "x" });
         check_found(
             &nested,
             "/data/x/y",
@@ -328,22 +269,8 @@ mod tests {
                 relative: "x/y",
             },
         );
-        check_found(
-            &nested,
-            "/data/fast/x",
-            Located::Beneath {
-                base: 2,
-                relative: "x",
-            },
-        );
-        check_found(
-            &nested,
-            "/data/fast/ssd/x",
-            Located::Beneath {
-                base: 1,
-                relative: "x",
-            },
-        );
+        check_found(&nested, "/data/fast/x", Located::Beneath { base: 2, relative: "x" });
+        check_found(&nested, "/data/fast/ssd/x", Located::Beneath { base: 1, relative: "x" });
         check_found(
             &nested,
             "/data/fast/ssd",
@@ -367,10 +294,7 @@ mod tests {
         check_found(
             &["/data10", "/data1"],
             "/data1/x",
-            Located::Beneath {
-                base: 1,
-                relative: "x",
-            },
+            Located::Beneath { base: 1, relative: "x" },
         );
         check_found(&["/other", "/data1"], "/data1", Located::IsBase { base: 1 });
     }

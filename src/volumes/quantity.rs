@@ -23,9 +23,7 @@ pub enum QuantityError {
     #[error("cannot read an empty quantity: write a number and a suffix, such as 10Gi")]
     Empty,
     /// The text does not begin with a number.
-    #[error(
-        "cannot read {text:?} as a quantity: it does not begin with a number, write one such as 10Gi"
-    )]
+    #[error("cannot read {text:?} as a quantity: it does not begin with a number, write one such as 10Gi")]
     Malformed {
         /// The beginning of the text.
         text: String,
@@ -45,9 +43,7 @@ pub enum QuantityError {
         text: String,
     },
     /// The quantity is decimal and above `i64::MAX`.
-    #[error(
-        "cannot use {text:?} as a capacity: it is above {MAX_BYTES} bytes, the most that Kubernetes can count"
-    )]
+    #[error("cannot use {text:?} as a capacity: it is above {MAX_BYTES} bytes, the most that Kubernetes can count")]
     TooLarge {
         /// The beginning of the text.
         text: String,
@@ -63,23 +59,15 @@ pub fn parse_bytes(text: &str) -> Result<u64, QuantityError> {
     if text.is_empty() {
         return Err(QuantityError::Empty);
     }
-    let parts = Parts::split(text).ok_or_else(|| QuantityError::Malformed {
-        text: excerpt(text),
-    })?;
-    let unit = Unit::parse(parts.suffix).ok_or_else(|| QuantityError::UnknownSuffix {
-        text: excerpt(text),
-    })?;
+    let parts = Parts::split(text).ok_or_else(|| QuantityError::Malformed { text: excerpt(text) })?;
+    let unit = Unit::parse(parts.suffix).ok_or_else(|| QuantityError::UnknownSuffix { text: excerpt(text) })?;
     if parts.is_negative && parts.digits().any(|digit| digit != 0) {
-        return Err(QuantityError::Negative {
-            text: excerpt(text),
-        });
+        return Err(QuantityError::Negative { text: excerpt(text) });
     }
     match (parts.ceil_bytes(unit), unit) {
         (Some(bytes), _) => Ok(bytes),
         (None, Unit::Binary { .. }) => Ok(MAX_BYTES),
-        (None, Unit::Decimal { .. }) => Err(QuantityError::TooLarge {
-            text: excerpt(text),
-        }),
+        (None, Unit::Decimal { .. }) => Err(QuantityError::TooLarge { text: excerpt(text) }),
     }
 }
 
@@ -167,29 +155,19 @@ impl<'text> Parts<'text> {
         };
         // A decimal exponent only moves the point between the digits, so nothing has to be multiplied for it.
         let digit_count = self.whole.len() + self.fraction.len();
-        let point = i64::try_from(self.whole.len())
-            .ok()?
-            .saturating_add(exponent)
-            .max(0);
+        let point = i64::try_from(self.whole.len()).ok()?.saturating_add(exponent).max(0);
         let point = usize::try_from(point).unwrap_or(usize::MAX);
         let whole = read_whole(self.digits().take(point), point.saturating_sub(digit_count))?;
         let fraction_count = digit_count.saturating_sub(point);
         let carry = multiply_fraction(self.digits().rev().take(fraction_count), shift);
         let bytes = (u128::from(whole) << shift) + u128::from(carry);
-        u64::try_from(bytes)
-            .ok()
-            .filter(|bytes| *bytes <= MAX_BYTES)
+        u64::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_BYTES)
     }
 }
 
 /// The leading ASCII digits and what follows them.
 fn split_digits(text: &str) -> (&str, &str) {
-    text.split_at(
-        text.len()
-            - text
-                .trim_start_matches(|digit: char| digit.is_ascii_digit())
-                .len(),
-    )
+    text.split_at(text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len())
 }
 
 /// The digits, then so many zeros, as a number; nothing if it is above [`MAX_BYTES`].
@@ -283,12 +261,7 @@ mod tests {
     fn refuses_what_is_no_capacity() {
         check("", Err(QuantityError::Empty));
         for text in ["abc", " 1", "Gi", "+", "-", ".", "--1", "+-1", "∞", "١"] {
-            check(
-                text,
-                Err(QuantityError::Malformed {
-                    text: text.to_owned(),
-                }),
-            );
+            check(text, Err(QuantityError::Malformed { text: text.to_owned() }));
         }
         for text in [
             "1 ",
@@ -314,20 +287,10 @@ mod tests {
             "1e9223372036854775808",
             "1é",
         ] {
-            check(
-                text,
-                Err(QuantityError::UnknownSuffix {
-                    text: text.to_owned(),
-                }),
-            );
+            check(text, Err(QuantityError::UnknownSuffix { text: text.to_owned() }));
         }
         for text in ["-1", "-1Gi", "-0.1", "-1n", "-1e30"] {
-            check(
-                text,
-                Err(QuantityError::Negative {
-                    text: text.to_owned(),
-                }),
-            );
+            check(text, Err(QuantityError::Negative { text: text.to_owned() }));
         }
         for text in [
             "9223372036854775808",
@@ -337,12 +300,7 @@ mod tests {
             "1e9223372036854775807",
             "1e4294967296",
         ] {
-            check(
-                text,
-                Err(QuantityError::TooLarge {
-                    text: text.to_owned(),
-                }),
-            );
+            check(text, Err(QuantityError::TooLarge { text: text.to_owned() }));
         }
     }
 
@@ -356,9 +314,7 @@ mod tests {
             .expect_err("a million digits are too many")
             .to_string();
         assert!(error.len() < 300, "{error}");
-        let error = parse_bytes(&"é\n".repeat(1000))
-            .expect_err("no digit")
-            .to_string();
+        let error = parse_bytes(&"é\n".repeat(1000)).expect_err("no digit").to_string();
         assert!(error.len() < 400 && !error.contains('\n'), "{error}");
     }
 
