@@ -6,4 +6,6 @@ pub mod path;
 pub mod placement;
 pub mod plan;
 pub mod quantity;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod volume;

@@ -176,3 +176,113 @@ impl NodePlan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node_plan(volumes: usize) -> NodePlan {
+        let volume = |index: usize| {
+            // A hash in place of a claim's random uid: nothing that gzip could guess.
+            let uid = format!(
+                "{:016x}-{:x}",
+                (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+                index
+            );
+            PlannedVolume {
+                persistentvolume: format!("pvc-{uid}"),
+                namespace: Some(format!("team-{}", index % 100)),
+                persistentvolumeclaim: Some(format!("data-database-{index}")),
+                storageclass: "local-path".to_owned(),
+                path: format!(
+                    "/opt/local-path-provisioner/pvc-{uid}_team-{}_data-database-{index}",
+                    index % 100
+                ),
+                base: 0,
+                capacity_bytes: 1 << 30,
+            }
+        };
+        NodePlan {
+            version: VERSION,
+            run: Run {
+                id: "6b1f".to_owned(),
+                started_unix_seconds: 1_700_000_000.25,
+            },
+            node: "node-1".to_owned(),
+            budget_seconds: 240.0,
+            bases: vec![Base {
+                path: "/opt/local-path-provisioner".to_owned(),
+                mounted_at: Some("/bases/0".to_owned()),
+            }],
+            volumes: (0..volumes).map(volume).collect(),
+        }
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).expect("into memory");
+        encoder.finish().expect("into memory")
+    }
+
+    #[test]
+    fn ten_thousand_volumes_fit_and_come_back() {
+        for volumes in [0, 1, 10_000] {
+            let plan = node_plan(volumes);
+            let bytes = plan.encode().expect("it fits");
+            assert_eq!(NodePlan::decode(&bytes).expect("we wrote it"), plan);
+        }
+    }
+
+    #[test]
+    fn more_than_fits_is_refused() {
+        let error = node_plan(60_000).encode().expect_err("a ConfigMap is smaller");
+        assert_eq!(error.volumes, 60_000);
+        assert!(error.compressed_bytes > COMPRESSED_MAX_BYTES);
+    }
+
+    #[test]
+    fn what_is_no_plan_is_told() {
+        let text = serde_json::to_value(node_plan(1)).expect("it is plain");
+        let with = |key: &str, value: serde_json::Value| {
+            let mut text = text.clone();
+            text[key] = value;
+            gzip(text.to_string().as_bytes())
+        };
+        let whole = node_plan(1).encode().expect("it fits");
+        for (bytes, expected) in [
+            (b"no gzip".to_vec(), "could not be unpacked"),
+            (whole[..whole.len() - 10].to_vec(), "could not be unpacked"),
+            (gzip(b"{"), "could not be read"),
+            (gzip(b"{}"), "missing field `version`"),
+            (
+                gzip(br#"{"version": 2, "other": true}"#),
+                "the plan has version 2, this program reads version 1",
+            ),
+            (with("volumes", serde_json::json!(3)), "could not be read"),
+            (
+                with("bases", serde_json::json!([])),
+                "below a base directory that the plan does not name",
+            ),
+            (
+                gzip(&vec![b' '; UNCOMPRESSED_MAX_BYTES as usize + 1]),
+                "unpacks to more than",
+            ),
+        ] {
+            let error = NodePlan::decode(&bytes).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error:?} should say {expected:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = NodePlan::decode(&bytes);
+            let _ = NodePlan::decode(&gzip(&bytes));
+        }
+    }
+}

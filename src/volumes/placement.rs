@@ -212,3 +212,132 @@ fn describe(terms: &[NodeSelectorTerm]) -> String {
     let text = format!("its node affinity matches no node: {}", words.join(", "));
     text.chars().take(DESCRIPTION_MAX_CHARS).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::affinity::Requirement;
+    use crate::volumes::testing::{node, volume};
+    use crate::volumes::volume::Node;
+
+    /// Three nodes: the label of `b` differs from its name, and `c` is not Ready.
+    fn nodes() -> Vec<Node> {
+        let zoned = |name: &str, hostname: &str, zone: &str| {
+            let labels = [("kubernetes.io/hostname", hostname), ("zone", zone)];
+            node(name).labels(&labels)
+        };
+        vec![
+            zoned("a", "a", "east"),
+            zoned("b", "host-b", "east"),
+            zoned("c", "c", "west").not_ready(),
+        ]
+    }
+
+    fn term(key: &str, values: &[&str]) -> NodeSelectorTerm {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        let requirement = Requirement {
+            key: key.to_owned(),
+            operator: Operator::In,
+            values,
+        };
+        if key == FIELD_NAME {
+            NodeSelectorTerm {
+                match_fields: vec![requirement],
+                match_expressions: Vec::new(),
+            }
+        } else {
+            NodeSelectorTerm {
+                match_expressions: vec![requirement],
+                match_fields: Vec::new(),
+            }
+        }
+    }
+
+    /// How a placement reads in the tables below.
+    fn told(placement: Placement) -> String {
+        match placement {
+            Placement::Node(node) => nodes()[node].name.clone(),
+            Placement::Shared(node) => format!("shared {}", nodes()[node].name),
+            Placement::Unplaced(reason, _) => reason.as_str().to_owned(),
+        }
+    }
+
+    fn check(terms: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: &str) {
+        let mut volume = volume("pv");
+        volume.affinity = terms.clone();
+        volume.selected_node = selected_node.map(str::to_owned);
+        let nodes = nodes();
+        let placement = NodeIndex::new(&nodes).place(&volume);
+        assert_eq!(
+            told(placement),
+            expected,
+            "affinity {terms:?}, annotation {selected_node:?}"
+        );
+    }
+
+    #[test]
+    fn affinity_decides() {
+        const HOSTNAME: &str = "kubernetes.io/hostname";
+        check(Some(vec![term(HOSTNAME, &["a"])]), Some("a"), "a");
+        check(Some(vec![term(HOSTNAME, &["host-b"])]), None, "b");
+        // Not Ready is no reason to look elsewhere.
+        check(Some(vec![term(HOSTNAME, &["c"])]), None, "c");
+        // The annotation is not asked where the affinity is clear.
+        check(Some(vec![term(HOSTNAME, &["a"])]), Some("b"), "a");
+        // 0.0.29 wrote matchFields.
+        check(Some(vec![term(FIELD_NAME, &["b"])]), None, "b");
+        // Before 0.0.20 the value was the node's name, which may differ from its label.
+        check(Some(vec![term(HOSTNAME, &["b"])]), None, "b");
+        // Terms are or-ed.
+        check(Some(vec![term(HOSTNAME, &["gone"]), term(HOSTNAME, &["c"])]), None, "c");
+        // The label is gone, the annotation is not.
+        check(Some(vec![term(HOSTNAME, &["renamed"])]), Some("a"), "a");
+        check(Some(vec![term(HOSTNAME, &["gone"])]), Some("gone"), "node_gone");
+        check(Some(Vec::new()), None, "node_gone");
+    }
+
+    #[test]
+    fn several_nodes_share() {
+        check(Some(vec![term("zone", &["east"])]), Some("b"), "b");
+        // The annotated node is not among them, or is not Ready: b draws the higher number for this class.
+        check(Some(vec![term("zone", &["east", "west"])]), Some("c"), "shared b");
+        check(Some(vec![term("zone", &["east"])]), Some("c"), "shared b");
+        check(Some(vec![term("zone", &["west"])]), Some("a"), "c");
+    }
+
+    #[test]
+    fn without_affinity() {
+        check(None, None, "no_node_named");
+        check(None, Some("a"), "shared a");
+        check(None, Some(""), "shared b");
+        check(None, Some("c"), "shared b");
+    }
+
+    #[test]
+    fn a_shared_volume_moves_only_with_its_node() {
+        let all: Vec<Node> = (0..20).map(|index| node(&format!("node-{index}"))).collect();
+        let place = |nodes: &[Node], class: &str| {
+            let mut volume = volume("pv");
+            volume.selected_node = Some(String::new());
+            volume.storage_class = class.to_owned();
+            match NodeIndex::new(nodes).place(&volume) {
+                Placement::Shared(node) => nodes[node].name.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut chosen = std::collections::BTreeSet::new();
+        for class in 0..50 {
+            let class = format!("class-{class}");
+            let before = place(&all, &class);
+            for gone in 0..all.len() {
+                let mut fewer = all.clone();
+                let name = fewer.remove(gone).name;
+                if name != before {
+                    assert_eq!(place(&fewer, &class), before, "without {name}");
+                }
+            }
+            chosen.insert(before);
+        }
+        assert!(chosen.len() > 10, "the classes spread over the nodes: {chosen:?}");
+    }
+}

@@ -250,3 +250,148 @@ impl Plan {
         count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::testing::{node, volume};
+    use crate::volumes::volume::ClaimReference;
+
+    fn bases() -> BasePaths {
+        BasePaths::new(["/opt/local-path-provisioner", "/data1"]).expect("they are absolute")
+    }
+
+    fn on(mut volume: Volume, node: &str) -> Volume {
+        use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
+        let requirement = Requirement {
+            key: "kubernetes.io/hostname".to_owned(),
+            operator: Operator::In,
+            values: vec![node.to_owned()],
+        };
+        volume.affinity = Some(vec![NodeSelectorTerm {
+            match_expressions: vec![requirement],
+            match_fields: Vec::new(),
+        }]);
+        volume
+    }
+
+    fn at(mut volume: Volume, path: &str) -> Volume {
+        volume.path = path.to_owned();
+        volume
+    }
+
+    /// `node: volume, volume; …| volume reason; …`
+    fn told(plan: &Plan) -> String {
+        let nodes: Vec<String> = plan
+            .nodes
+            .iter()
+            .map(|node| {
+                let volumes: Vec<&str> = node.volumes.iter().map(|volume| volume.name.as_str()).collect();
+                format!("{}: {}", node.name, volumes.join(", "))
+            })
+            .collect();
+        let skipped: Vec<String> = plan
+            .skipped
+            .iter()
+            .map(|one| format!("{} {}", one.persistent_volume, one.reason.as_str()))
+            .collect();
+        format!("{} | {}", nodes.join("; "), skipped.join("; "))
+    }
+
+    fn check(volumes: Vec<Volume>, expected: &str) -> Plan {
+        let listed = volumes.len();
+        let nodes = [node("a"), node("b").not_ready()];
+        let plan = plan(volumes, Vec::new(), &Claims::default(), &nodes, &bases());
+        assert_eq!(told(&plan), expected);
+        assert_eq!(plan.volumes_listed(), listed, "every volume is planned or skipped");
+        plan
+    }
+
+    #[test]
+    fn every_volume_has_its_place() {
+        check(Vec::new(), " | ");
+        let plan = check(
+            vec![
+                on(volume("z"), "a"),
+                on(volume("y"), "b"),
+                on(at(volume("x"), "/data1//team/./claim/"), "a"),
+                on(at(volume("outside"), "/srv/data"), "b"),
+                on(at(volume("base"), "/data1/"), "a"),
+                on(at(volume("tricky"), "/data1/../etc"), "a"),
+                on(volume("lost"), "gone"),
+                volume("nowhere"),
+            ],
+            "a: x, z; b: y | outside outside_base_paths; base is_base_path; tricky invalid_path; lost node_gone; \
+             nowhere no_node_named",
+        );
+        assert_eq!(plan.nodes[0].volumes[0].path, "/data1/team/claim");
+        assert_eq!(plan.nodes[0].unmeasurable, None);
+        assert_eq!(
+            plan.nodes[1].unmeasurable.as_ref().map(|(reason, _)| *reason),
+            Some(NodeReason::NotReady)
+        );
+        assert_eq!(plan.skipped_by_reason()[&SkipReason::NodeGone], 1);
+        assert_eq!(plan.skipped_by_reason()[&SkipReason::Undecodable], 0);
+    }
+
+    #[test]
+    fn a_node_whose_volumes_are_all_skipped_still_has_volumes() {
+        let plan = check(
+            vec![on(at(volume("outside"), "/srv/data"), "b")],
+            " | outside outside_base_paths",
+        );
+        assert_eq!(plan.nodes_with_volumes(), BTreeSet::from(["b".to_owned()]));
+    }
+
+    #[test]
+    fn a_claim_of_the_same_name_is_another_claim() {
+        let reference = |uid: Option<&str>| ClaimReference {
+            namespace: "default".to_owned(),
+            name: "data".to_owned(),
+            uid: uid.map(str::to_owned),
+        };
+        for (bound, live, expected) in [
+            (Some("1"), Some("1"), Some(5)),
+            (Some("1"), Some("2"), None),
+            (None, Some("2"), Some(5)),
+            (Some("1"), None, Some(5)),
+        ] {
+            let claims = Claims::new([Claim {
+                reference: reference(live),
+                requested_bytes: Some(5),
+            }]);
+            let mut volume = on(volume("pv"), "a");
+            volume.claim = Some(reference(bound));
+            let plan = plan([volume], Vec::new(), &claims, &[node("a")], &bases());
+            assert_eq!(plan.nodes[0].volumes[0].requested_bytes, expected, "{bound:?} {live:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_plan_names_the_bases_that_it_needs() {
+        let plan = check(
+            vec![on(at(volume("x"), "/data1/x"), "a"), on(volume("z"), "a")],
+            "a: x, z | ",
+        );
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &["/opt/local-path-provisioner".to_owned()]);
+        let told: Vec<_> = node_plan
+            .bases
+            .iter()
+            .map(|base| (base.path.as_str(), base.mounted_at.as_deref()))
+            .collect();
+        assert_eq!(
+            told,
+            [("/data1", Some("/bases/0")), ("/opt/local-path-provisioner", None)]
+        );
+        let bases: Vec<_> = node_plan
+            .volumes
+            .iter()
+            .map(|volume| (volume.persistentvolume.as_str(), volume.base))
+            .collect();
+        assert_eq!(bases, [("x", 0), ("z", 1)]);
+    }
+}
