@@ -27,6 +27,8 @@ use super::objects::set_condition;
 const CONFIG_MAP_PATIENCE: Duration = Duration::from_secs(20);
 /// What a worker gets between SIGTERM and SIGKILL.
 const GRACE_PERIOD: Duration = Duration::from_secs(5);
+/// Between the end of a pod and that of its Job; on a cluster it was two seconds.
+const JOB_CONTROLLER_DELAY: Duration = Duration::from_millis(400);
 /// kubelet keeps that much of a termination message.
 const TERMINATION_MESSAGE_LIMIT_BYTES: usize = 4096;
 
@@ -39,6 +41,8 @@ pub enum Fate {
     RunWith(fn(&mut Value)),
     /// Its container ends at once: exit code, kubelet's reason, termination message.
     Exit(i32, &'static str, String),
+    /// The same, but the end of the Job is seen before that of its pod: nothing orders two watches.
+    JobFirst(i32, &'static str, &'static str),
     /// Its pod finds no node, with the scheduler's message.
     Unschedulable(&'static str),
     /// Its container does not come to be: kubelet's reason and message.
@@ -134,7 +138,13 @@ impl Work {
             Fate::RunWith(change) => self.run(change).await,
             Fate::Exit(code, reason, message) => {
                 self.running();
-                self.end(code, reason, &message);
+                self.end(code, reason, &message).await;
+            }
+            Fate::JobFirst(code, reason, message) => {
+                self.running();
+                self.end_job(code);
+                tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
+                self.end_pod(code, reason, message);
             }
             Fate::Unschedulable(message) => self.status(&json!({"phase": "Pending", "conditions": [{
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
@@ -174,7 +184,7 @@ impl Work {
         let message = std::fs::read(folder.join("message")).unwrap_or_default();
         let kept = &message[..message.len().min(TERMINATION_MESSAGE_LIMIT_BYTES)];
         let reason = if code == 0 { "Completed" } else { "Error" };
-        self.end(code, reason, &String::from_utf8_lossy(kept));
+        self.end(code, reason, &String::from_utf8_lossy(kept)).await;
     }
 
     async fn start(&self, folder: &Path, change: fn(&mut Value)) -> Result<Child, String> {
@@ -328,12 +338,21 @@ impl Work {
         self.container_status("Pending", &json!({"waiting": {"reason": reason, "message": message}}));
     }
 
-    fn end(&self, code: i32, reason: &str, message: &str) {
+    async fn end(&self, code: i32, reason: &str, message: &str) {
+        self.end_pod(code, reason, message);
+        tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
+        self.end_job(code);
+    }
+
+    fn end_pod(&self, code: i32, reason: &str, message: &str) {
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
         let terminated = json!({
             "exitCode": code, "reason": reason, "message": message, "startedAt": now(), "finishedAt": now(),
         });
         self.container_status(phase, &json!({"terminated": terminated}));
+    }
+
+    fn end_job(&self, code: i32) {
         let condition = |kind: &str, reason: &str, message: &str| {
             json!({
                 "type": kind, "status": "True", "reason": reason, "message": message,
