@@ -94,7 +94,7 @@ fn plant(volume: &Path) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10, max_shrink_iters: 20, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Nothing that stays where it is is missed, no directory's content counts twice, and the sum stays below all that
     /// ever existed and the files that were moved.
