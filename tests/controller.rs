@@ -63,16 +63,12 @@ impl Stage {
         let server = ApiServer::start().await;
         let gateway = Pushgateway::start().await;
         let folder = tempfile::tempdir().expect("a temporary directory can be made");
-        let mut kubelet = Kubelet::new(Path::new(PROGRAM), &folder.path().join("workers"));
-        for name in ["node-1", "node-2", "node-3"] {
-            server.put(objects::node(name));
-            kubelet = kubelet.node(name, &folder.path().join(name));
-        }
+        let kubelet = Kubelet::new(Path::new(PROGRAM), &folder.path().join("workers"));
         for object in controller_of_cronjob(OWN_JOB, IMAGE) {
             server.put(object);
         }
         server.restrict_to(rights());
-        let stage = Stage {
+        let mut stage = Stage {
             server,
             gateway,
             kubelet: Some(kubelet),
@@ -80,10 +76,20 @@ impl Stage {
             pushgateway_url: None,
             in_cluster: true,
         };
+        for node in ["node-1", "node-2", "node-3"] {
+            stage.add_node(node);
+        }
         stage.add(&Volume::local_path("node-1", "shop", "data", "1Gi"));
         stage.add(&Volume::local_path_data1("node-2", "shop", "data-1", "5G"));
         stage.add(&Volume::local_path("node-3", "ops", "data", "100M"));
         stage
+    }
+
+    /// Adds a node that is Ready.
+    fn add_node(&mut self, name: &str) {
+        self.server.put(objects::node(name));
+        let root = self.folder.path().join(name);
+        self.kubelet = self.kubelet.take().map(|kubelet| kubelet.node(name, &root));
     }
 
     /// Adds a volume with its claim and its directory, in which a file of one block lies.
@@ -491,6 +497,8 @@ scenarios! {
             let broken = Refusal::new(500, "InternalError", "etcdserver: request timed out");
             stage.server.script(Rule::on("list", "nodes", Answer::Refuse(broken.clone())).times(1));
             stage.server.script(Rule::on("create", "jobs", Answer::Refuse(broken.clone())).times(1));
+            let quicker = Refusal::new(409, "AlreadyExists", "leases.coordination.k8s.io \"lp-exporter\" already exists");
+            stage.server.script(Rule::on("create", "leases", Answer::Refuse(quicker)).times(1));
             stage.server.script(Rule::on("get", "pods", Answer::Refuse(broken)).times(1));
             stage.gateway.script("PUT", "lp-exporter", Fault::Status(503, "not yet".to_owned()), Some(1));
             stage.gateway.script("PUT", "lp-exporter", Fault::Cut, Some(1));
@@ -595,6 +603,22 @@ scenarios! {
         ..WELL
     };
 
+    /// An eviction is no failure: the Job makes another pod.
+    an_evicted_worker_is_followed_to_the_next_pod: Case {
+        prepare: |stage| stage.fate("node-2", Fate::Evict),
+        samples: &[(USED, &[("node", "node-2")], Some(8192.0)), (MEASURED, &[("node", "node-2")], Some(1.0))],
+        ..WELL
+    };
+
+    /// On a node that is cut off a Job is failing for ever.
+    a_job_that_never_fails_is_not_waited_for: Case {
+        prepare: |stage| stage.fate("node-2", Fate::NeverFails),
+        says: &["DeadlineExceeded"],
+        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "worker_failed")], Some(1.0))],
+        check: |_stage, ended| assert!(ended.took < Duration::from_secs(12), "{:?}", ended.took),
+        ..WELL
+    };
+
     /// The end of the Job may be seen before that of its pod: what the worker said is not lost by that.
     an_end_that_is_seen_late_is_told_with_its_words: Case {
         prepare: |stage| {
@@ -664,7 +688,7 @@ scenarios! {
                 ("node-4", Fate::Waiting("CreateContainerError", "failed to create shim task")),
                 ("node-5", Fate::LoseNode),
             ] {
-                stage.server.put(objects::node(node));
+                stage.add_node(node);
                 stage.add(&Volume::local_path(node, "shop", node, "1Gi"));
                 stage.fate(node, fate);
             }
@@ -790,6 +814,14 @@ scenarios! {
         prepare: |stage| stage.server.script(Rule::on("create", "configmaps", Answer::Forbid)),
         says: &["could not create configmaps", "cannot create resource \"configmaps\""],
         samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "create_refused")], Some(1.0))],
+        ..WELL
+    };
+
+    /// Nothing is lost by it but order: the Jobs stay for the next run.
+    forbidden_to_delete_jobs: Case {
+        prepare: |stage| stage.server.script(Rule::on("delete", "jobs", Answer::Forbid)),
+        says: &["could not delete jobs", "cannot delete resource \"jobs\""],
+        jobs_left: ALL,
         ..WELL
     };
 
@@ -1070,7 +1102,7 @@ scenarios! {
             stage.server.put(json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
-                    "name": "left-hanging-x7k2p", "namespace": NAMESPACE, "labels": worker_labels(),
+                    "name": "left-hanging-x7k20", "namespace": NAMESPACE, "labels": worker_labels(),
                     "finalizers": ["stand-in/never-ends"],
                     "ownerReferences": [{
                         "apiVersion": "batch/v1", "kind": "Job", "name": "left-hanging", "uid": "uid-of-left-hanging",
@@ -1081,7 +1113,7 @@ scenarios! {
                 "status": {"phase": "Running"},
             }));
         },
-        says: &["node-2", "earlier_worker_hangs", "left-hanging-x7k2p"],
+        says: &["node-2", "earlier_worker_hangs", "left-hanging-x7k20"],
         samples: &[
             (NOT_MEASURED, &[("node", "node-2"), ("reason", "earlier_worker_hangs")], Some(1.0)),
             (USED, &[("node", "node-1")], Some(8192.0)),
@@ -1267,6 +1299,21 @@ async fn a_run_survives_broken_watches() {
         "{}",
         ended.said
     );
+}
+
+/// No more workers at once than are allowed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_run_as_many_at_once_as_allowed() {
+    let mut stage = Stage::new().await;
+    for node in ["node-4", "node-5", "node-6"] {
+        stage.add_node(node);
+        stage.add(&Volume::local_path(node, "shop", node, "1Gi"));
+    }
+    let at_once = stage.kubelet.as_ref().expect("it is not attached yet").at_once();
+    let ended = stage.run(&["--parallel-jobs=2"]).await;
+    assert_eq!(ended.code, 0, "{}", ended.said);
+    assert_eq!(stage.gateway.samples(USED).len(), 6, "{}", ended.said);
+    assert!((1..=2).contains(&at_once.most()), "{} at once", at_once.most());
 }
 
 /// Pods after ten good runs are as many as after one.
