@@ -23,7 +23,7 @@
 //! - From /proc and /sys, and what the standard library does with files: `read`, `lseek`, `readlink` (x86_64 only),
 //!   `readlinkat`, `fcntl`.
 //! - Threads and time: `clone3` (or `clone`), `set_robust_list`, `rseq`, `sigaltstack`, `rt_sigprocmask`, `prctl` (a
-//!   thread's name), `gettid`, `sched_getaffinity`, `futex`, `clock_gettime`, `clock_nanosleep`, `nanosleep`, `exit`,
+//!   thread's name), `gettid`, `sched_getaffinity`, `futex`, `clock_gettime`, `clock_nanosleep`, `nanosleep`, `exit`, `getrandom`,
 //!   `mmap`, `munmap`, `mprotect`, `madvise`, `brk`, `prlimit64`.
 //! - With [`Config::low_priority`]: `setpriority`, `ioprio_set`. Refused, they change nothing but the priority.
 //!
