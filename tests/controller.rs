@@ -364,6 +364,11 @@ macro_rules! scenarios {
     };
 }
 
+/// 253 characters.
+const LONGEST_NODE: &str = "a-node-whose-name-is-as-long-as-a-name-can-be.rack-0123456789.row-0123456789.room-0123456789.\
+    building-0123456789.site-0123456789.region-0123456789.continent-0123456789.planet-0123456789.system-0123456789.\
+    galaxy-0123456789.universe-0123456789.example.com";
+
 const USED: &str = "local_volume_stats_used_bytes";
 const CAPACITY: &str = "local_volume_stats_capacity_bytes";
 const SKIPPED: &str = "lp_exporter_volumes_skipped";
@@ -437,6 +442,30 @@ scenarios! {
             (LISTED, &[], Some(4.0)),
             (USED, &[("node", "node-1")], Some(8192.0)),
         ],
+        ..WELL
+    };
+
+    an_undecodable_claim_costs_nothing: Case {
+        prepare: |stage| {
+            stage.server.update("persistentvolumeclaims", "shop", "data", |claim| claim["spec"]["accessModes"] = 7.into());
+        },
+        says: &["data"],
+        samples: &[(CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)), (LISTED, &[], Some(3.0))],
+        ..WELL
+    };
+
+    /// As long as Kubernetes allows, with dots: no label and no Job could be named so.
+    a_node_with_the_longest_name: Case {
+        prepare: |stage| {
+            let node = LONGEST_NODE;
+            stage.add_node(node);
+            stage.add(&Volume::local_path(node, "shop", "far", "1Gi"));
+        },
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "far"), ("node", LONGEST_NODE)], Some(8192.0)),
+            (MEASURED, &[("node", LONGEST_NODE)], Some(1.0)),
+        ],
+        jobs_made: Some(&[LONGEST_NODE, "node-1", "node-2", "node-3"]),
         ..WELL
     };
 
@@ -650,6 +679,23 @@ scenarios! {
     a_worker_that_cannot_deliver_is_told_as_such: Case {
         prepare: |stage| stage.fate("node-2", Fate::Exit(5, "Error", String::new())),
         samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "not_delivered")], Some(1.0))],
+        jobs_left: &["node-2"],
+        ..WELL
+    };
+
+    /// The real worker against a Pushgateway that does not want its numbers.
+    numbers_that_the_pushgateway_refuses_are_not_delivered: Case {
+        prepare: |stage| {
+            let refused = Fault::Status(400, "pushed metrics are invalid: too long a label".to_owned());
+            stage.gateway.script("PUT", "/node/node-2", refused, None);
+            stage.gateway.script("PUT", "/node/node-3", Fault::Status(503, "not now".to_owned()), Some(1));
+        },
+        says: &["node-2", "not_delivered", "too long a label"],
+        samples: &[
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "not_delivered")], Some(1.0)),
+            (USED, &[("node", "node-2")], None),
+            (USED, &[("node", "node-3")], Some(8192.0)),
+        ],
         jobs_left: &["node-2"],
         ..WELL
     };
@@ -1273,6 +1319,7 @@ async fn a_run_that_loses_its_lease_ends() {
         "the report is the other run's to push"
     );
     assert_eq!(stage.lease()["spec"]["holderIdentity"], "uid-of-another-job");
+    assert!(stage.jobs().is_empty(), "workers are left: {}", ended.said);
 }
 
 /// Watches that break and versions that are too old are taken up again.
