@@ -12,7 +12,9 @@ use serde_yaml::Value;
 #[test]
 fn schedule_interval_and_deadline_agree() {
     let overlay = yaml("manifests/overlays/default/kustomization.yaml");
-    let patch = overlay["patches"][0]["patch"].as_str().expect("the patch of the CronJob");
+    let patch = overlay["patches"][0]["patch"]
+        .as_str()
+        .expect("the patch of the CronJob");
     let cron_job: Value = serde_yaml::from_str(patch).expect("the patch is YAML");
     let job = &cron_job["spec"]["jobTemplate"]["spec"];
     let env = &job["template"]["spec"]["containers"][0]["env"][0];
@@ -22,25 +24,42 @@ fn schedule_interval_and_deadline_agree() {
     assert_eq!(period(cron_job["spec"]["schedule"].as_str().expect("text")), interval);
     let deadline = Duration::from_secs(job["activeDeadlineSeconds"].as_u64().expect("a number"));
     let nested = deadlines(interval, Some(deadline)).expect("deadlines that nest");
-    assert!(nested.worker_budget * 2 > interval, "{nested:?} leaves less than half of {interval:?} to measure in");
+    assert!(
+        nested.worker_budget * 2 > interval,
+        "{nested:?} leaves less than half of {interval:?} to measure in"
+    );
 }
 
 /// The namespace and the names that the base gives are those that the program looks for or makes.
 #[test]
 fn the_base_names_what_the_program_expects() {
-    let container = yaml("manifests/base/cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0].clone();
+    let container =
+        yaml("manifests/base/cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0].clone();
     let mounted_at = container["volumeMounts"][0]["mountPath"].as_str().expect("text");
-    let template = container["env"].as_sequence().expect("a list").iter().find(|env| env["name"] == "LP_EXPORTER_JOB_TEMPLATE");
-    let template = template.expect("the template is given")["value"].as_str().expect("text");
+    let template = container["env"]
+        .as_sequence()
+        .expect("a list")
+        .iter()
+        .find(|env| env["name"] == "LP_EXPORTER_JOB_TEMPLATE");
+    let template = template.expect("the template is given")["value"]
+        .as_str()
+        .expect("text");
     let files = yaml("jobs/kustomization.yaml")["configMapGenerator"][0]["files"].clone();
     assert_eq!(template, format!("{mounted_at}/{}", files[0].as_str().expect("text")));
 }
 
 /// The time between two starts of a schedule of the form `*/N * * * *`.
 fn period(schedule: &str) -> Duration {
-    let minutes = schedule.strip_prefix("*/").and_then(|rest| rest.strip_suffix(" * * * *")).expect("a schedule `*/N * * * *`");
+    let minutes = schedule
+        .strip_prefix("*/")
+        .and_then(|rest| rest.strip_suffix(" * * * *"))
+        .expect("a schedule `*/N * * * *`");
     let minutes: u64 = minutes.parse().expect("a number of minutes");
-    assert_eq!(60 % minutes, 0, "with */{minutes} the last run of an hour is followed sooner than the others");
+    assert_eq!(
+        60 % minutes,
+        0,
+        "with */{minutes} the last run of an hour is followed sooner than the others"
+    );
     Duration::from_secs(60 * minutes)
 }
 

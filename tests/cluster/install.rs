@@ -128,15 +128,7 @@ pub(crate) fn validate(settings: &Settings, nodes: &Nodes) -> Result<()> {
     for overlay in ["manifests/overlays/default", "components"] {
         let overlay = folder.path().join(overlay);
         let objects = kubectl(&["kustomize", overlay.to_str().context("a path that is text")?])?;
-        let check = [
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--dry-run=server",
-            "--validate=strict",
-            "-f",
-            "-",
-        ];
+        let check = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
         kubectl_with_input(&check, &objects)?;
     }
     Ok(())
