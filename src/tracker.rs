@@ -166,6 +166,9 @@ pub struct Tracker {
     nodes: BTreeMap<String, Track>,
     jobs: BTreeMap<String, WorkerJob>,
     pods: BTreeMap<String, WorkerPod>,
+    /// The Jobs that this run made, whether the watch has shown them yet or not.
+    made: BTreeSet<String>,
+    /// The Jobs that are gone, or told to be deleted.
     deleted: BTreeSet<String>,
 }
 
@@ -252,6 +255,7 @@ impl Tracker {
             nodes: nodes.collect(),
             jobs: BTreeMap::new(),
             pods: BTreeMap::new(),
+            made: BTreeSet::new(),
             deleted: BTreeSet::new(),
         }
     }
@@ -295,6 +299,7 @@ impl Tracker {
 
     /// Takes note that a node's Job was made.
     pub fn started(&mut self, node: &str, job: &str, elapsed: Duration) {
+        self.made.insert(job.to_owned());
         if let Some(track) = self.nodes.get_mut(node).filter(|track| track.state == State::Starting) {
             track.state = State::Running {
                 job: job.to_owned(),
@@ -380,7 +385,8 @@ impl Tracker {
     /// The Jobs that are to go when the run ends: those that ended well, those that have not ended, and failed ones of
     /// earlier runs on the nodes where one of this run failed too.
     pub fn finish(&mut self) -> Vec<Action> {
-        let failed = |job: &WorkerJob| matches!(job.end, Some(JobEnd::Failed(_))) || self.pod_failed(&job.name);
+        let is_failed = |job: &WorkerJob| matches!(job.end, Some(JobEnd::Failed(_)));
+        let failed = |job: &WorkerJob| is_failed(job) || self.pod_failed(&job.name);
         let own_failed: BTreeSet<&str> = self
             .jobs
             .values()
@@ -391,10 +397,12 @@ impl Tracker {
             if job.run == self.run_id {
                 !failed(job)
             } else {
-                own_failed.contains(job.node.as_str())
+                is_failed(job) && own_failed.contains(job.node.as_str())
             }
         };
-        let names: Vec<String> = self.jobs.values().filter(goes).map(|job| job.name.clone()).collect();
+        let seen = self.jobs.values().filter(goes).map(|job| job.name.clone());
+        let unseen = self.made.iter().filter(|name| !self.jobs.contains_key(*name)).cloned();
+        let names: Vec<String> = seen.chain(unseen).collect();
         names.into_iter().filter_map(|job| self.delete(job)).collect()
     }
 
@@ -627,5 +635,379 @@ fn failure(end: Option<&PodEnd>) -> Outcome {
         reason,
         detail,
         summary,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::testing::node;
+
+    const RUN: &str = "this-run";
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn expected(name: &str) -> Expected {
+        Expected {
+            node: name.to_owned(),
+            disk_pressure: false,
+            unmeasurable: None,
+            bases: vec!["/data".to_owned(), "/data/inner".to_owned()],
+        }
+    }
+
+    fn tracker(parallel_jobs: usize, nodes: &[&str]) -> Tracker {
+        Tracker::new(RUN, parallel_jobs, nodes.iter().map(|name| expected(name)).collect())
+    }
+
+    fn job(name: &str, run: &str, node: &str, end: Option<JobEnd>) -> WorkerJob {
+        WorkerJob {
+            name: name.to_owned(),
+            run: run.to_owned(),
+            node: node.to_owned(),
+            end,
+            created_unix_seconds: 0,
+        }
+    }
+
+    fn pod(job: &str, run: &str, node: &str) -> WorkerPod {
+        WorkerPod {
+            name: format!("{job}-pod"),
+            run: run.to_owned(),
+            job: job.to_owned(),
+            node: Some(node.to_owned()),
+            phase: PodPhase::Running,
+            disrupted: false,
+            unschedulable: None,
+            waiting: None,
+            end: None,
+        }
+    }
+
+    /// A pod of the running job of node `a`, changed by `change`.
+    fn own_pod(change: impl FnOnce(&mut WorkerPod)) -> Event {
+        let mut pod = pod("job-a", RUN, "a");
+        change(&mut pod);
+        Event::Pod(pod)
+    }
+
+    fn ended(phase: PodPhase, exit_code: i32, reason: &str, message: &str) -> Event {
+        own_pod(|pod| {
+            pod.phase = phase;
+            let (reason, message) = (reason.to_owned(), message.to_owned());
+            pod.end = Some(PodEnd {
+                exit_code,
+                reason,
+                message,
+            });
+        })
+    }
+
+    fn waiting(reason: &str, message: &str) -> Event {
+        own_pod(|pod| {
+            pod.phase = PodPhase::Pending;
+            pod.waiting = Some((reason.to_owned(), message.to_owned()));
+        })
+    }
+
+    fn starts(actions: &[Action]) -> Vec<&str> {
+        let started = actions.iter().filter_map(|action| match action {
+            Action::Start { node, .. } => Some(node.as_str()),
+            Action::Delete { .. } => None,
+        });
+        started.collect()
+    }
+
+    fn deletes(actions: &[Action]) -> Vec<&str> {
+        let deleted = actions.iter().filter_map(|action| match action {
+            Action::Delete { job } => Some(job.as_str()),
+            Action::Start { .. } => None,
+        });
+        deleted.collect()
+    }
+
+    /// Node `a` with a Job that was made at second 1.
+    fn running() -> Tracker {
+        let mut tracker = tracker(50, &["a"]);
+        assert_eq!(starts(&tracker.step(seconds(1))), ["a"]);
+        tracker.started("a", "job-a", seconds(1));
+        tracker.see(Event::Job(job("job-a", RUN, "a", None)));
+        tracker
+    }
+
+    fn told(tracker: Tracker) -> String {
+        let outcomes = tracker.outcomes();
+        let words: Vec<String> = outcomes
+            .values()
+            .map(|outcome| match outcome {
+                Outcome::Measured(summary) => format!("measured, summary {}", summary.is_some()),
+                Outcome::NotMeasured { reason, detail, .. } => format!("{}: {detail}", reason.as_str()),
+            })
+            .collect();
+        words.join("; ")
+    }
+
+    /// Checks what comes of one event on a running worker, when it is looked at after `at` seconds, and again at 200.
+    fn check(event: Event, expected_at_once: bool, expected: &str) {
+        let mut tracker = running();
+        tracker.see(event.clone());
+        tracker.step(seconds(3));
+        assert_eq!(tracker.is_done(), expected_at_once, "at once: {event:?}");
+        tracker.step(seconds(200));
+        let actions = tracker.finish();
+        assert!(deletes(&actions).len() <= 1);
+        let told = told(tracker);
+        assert!(
+            told.starts_with(expected),
+            "{event:?}: {told:?} should begin with {expected:?}"
+        );
+        assert_eq!(told.is_empty(), expected.is_empty(), "{event:?}: {told:?}");
+    }
+
+    #[test]
+    fn ends_of_a_worker() {
+        let summary = r#"{"node":"a","run":"this-run","states":{},"delivered":true,"seconds":1,"peak_memory_bytes":1,
+            "confined":true,"error":"the disk is gone"}"#;
+        check(
+            ended(PodPhase::Succeeded, 0, "Completed", summary),
+            true,
+            "measured, summary true",
+        );
+        check(
+            ended(PodPhase::Succeeded, 0, "Completed", "cut {"),
+            true,
+            "measured, summary false",
+        );
+        check(
+            ended(PodPhase::Failed, 5, "Error", summary),
+            true,
+            "not_delivered: exit code 5 (Error): the disk is gone",
+        );
+        check(
+            ended(PodPhase::Failed, 2, "Error", ""),
+            true,
+            "worker_failed: exit code 2 (Error)",
+        );
+        check(
+            ended(PodPhase::Failed, 137, "OOMKilled", ""),
+            true,
+            "out_of_memory: exit code 137",
+        );
+        check(
+            own_pod(|pod| pod.phase = PodPhase::Failed),
+            true,
+            "worker_failed: its pod failed without saying why",
+        );
+        let end = |end| Event::Job(job("job-a", RUN, "a", Some(end)));
+        check(end(JobEnd::Complete), true, "measured, summary false");
+        check(
+            end(JobEnd::Failed("DeadlineExceeded: late".into())),
+            true,
+            "worker_failed: its Job failed: DeadlineExceeded",
+        );
+        check(
+            end(JobEnd::Failing("PodFailurePolicy: x".into())),
+            true,
+            "worker_failed: its Job failed: PodFailurePolicy",
+        );
+        check(
+            Event::JobGone("job-a".into()),
+            true,
+            "worker_failed: its Job was deleted by somebody else",
+        );
+    }
+
+    #[test]
+    fn what_passes_is_waited_for_and_what_stays_is_told() {
+        check(own_pod(|_| {}), false, "");
+        check(waiting("ContainerCreating", ""), false, "");
+        check(
+            waiting("ErrImagePull", "no such host"),
+            false,
+            "image_unavailable: ErrImagePull: no such host",
+        );
+        check(
+            waiting("CreateContainerConfigError", "no secret"),
+            false,
+            "container_not_created: CreateContainerConfigError",
+        );
+        check(
+            waiting("CreateContainerError", "no space left"),
+            false,
+            "container_not_created: CreateContainerError",
+        );
+        let unschedulable = own_pod(|pod| pod.unschedulable = Some("Too many pods".to_owned()));
+        check(unschedulable, false, "unschedulable: Too many pods");
+        check(
+            Event::Node(node("a").not_ready()),
+            false,
+            "lost: the node is not Ready any more: Kubelet stopped",
+        );
+        check(Event::NodeGone("a".into()), false, "lost: the node was removed");
+        // A drained pod is replaced by the Job, which makes none here.
+        let disrupted = own_pod(|pod| {
+            pod.phase = PodPhase::Failed;
+            pod.disrupted = true;
+        });
+        check(disrupted, false, "pod_not_created: the Job job-a made no pod");
+        check(Event::Node(node("a")), false, "pod_not_created: ");
+    }
+
+    #[test]
+    fn a_problem_that_passes_is_forgotten() {
+        let mut tracker = running();
+        for at in (2..100).step_by(6) {
+            tracker.see(Event::Node(node("a").not_ready()));
+            tracker.step(seconds(at));
+            tracker.see(Event::Node(node("a")));
+            tracker.see(own_pod(|_| {}));
+            tracker.step(seconds(at + 1));
+        }
+        assert!(!tracker.is_done());
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_mounted_is_left_out() {
+        let mut tracker = running();
+        let message = "failed to mkdir \"/data/inner\": read-only file system";
+        tracker.see(waiting("CreateContainerError", message));
+        let mut actions = tracker.step(seconds(2));
+        actions.extend(tracker.step(seconds(2)));
+        assert_eq!(deletes(&actions), ["job-a"]);
+        let expected = Action::Start {
+            node: "a".to_owned(),
+            attempt: 2,
+            disk_pressure: false,
+            unavailable_bases: vec!["/data/inner".to_owned()],
+        };
+        assert!(actions.contains(&expected), "{actions:?}");
+        // The next one fails for the other base, and then nothing is left to leave out.
+        for (attempt, message) in [(3, "mkdir /data: not permitted"), (3, "mkdir /data: not permitted")] {
+            let name = format!("job-{attempt}");
+            tracker.started("a", &name, seconds(3));
+            tracker.see(Event::Job(job(&name, RUN, "a", None)));
+            let Event::Pod(mut pod) = waiting("CreateContainerError", message) else {
+                unreachable!()
+            };
+            pod.job.clone_from(&name);
+            pod.name = format!("{name}-pod");
+            tracker.see(Event::Pod(pod));
+            tracker.step(seconds(4));
+        }
+        tracker.step(seconds(30));
+        assert!(told(tracker).starts_with("container_not_created: CreateContainerError"));
+    }
+
+    #[test]
+    fn no_more_workers_at_once_than_allowed() {
+        let names = ["a", "b", "c", "d", "e"];
+        let mut tracker = tracker(2, &names);
+        let mut finished = 0;
+        while !tracker.is_done() {
+            let actions = tracker.step(seconds(1));
+            let started = starts(&actions);
+            assert!(started.len() <= 2);
+            for node in started.into_iter().map(str::to_owned).collect::<Vec<_>>() {
+                tracker.started(&node, &format!("job-{node}"), seconds(1));
+                let mut pod = pod(&format!("job-{node}"), RUN, &node);
+                pod.phase = PodPhase::Succeeded;
+                tracker.see(Event::Pod(pod));
+                finished += 1;
+            }
+        }
+        assert_eq!(finished, names.len());
+    }
+
+    #[test]
+    fn a_node_where_no_worker_can_run_is_told_at_once() {
+        let mut a = expected("a");
+        a.unmeasurable = Some((NodeReason::NotReady, "Kubelet stopped posting node status.".to_owned()));
+        let mut tracker = Tracker::new(RUN, 50, vec![a]);
+        assert!(tracker.is_done());
+        assert!(tracker.step(seconds(1)).is_empty());
+        assert_eq!(told(tracker), "not_ready: Kubelet stopped posting node status.");
+    }
+
+    #[test]
+    fn what_earlier_runs_left_is_deleted() {
+        let mut tracker = tracker(50, &["a", "b"]);
+        let failed = |name: &str, node: &str, created_unix_seconds| {
+            let end = Some(JobEnd::Failed(String::new()));
+            Event::Job(WorkerJob {
+                created_unix_seconds,
+                ..job(name, "earlier", node, end)
+            })
+        };
+        tracker.see(failed("failed-1", "a", 1));
+        tracker.see(failed("failed-3", "a", 3));
+        tracker.see(failed("failed-2", "a", 2));
+        tracker.see(failed("failed-b", "b", 1));
+        tracker.see(Event::Job(job("done", "earlier", "a", Some(JobEnd::Complete))));
+        tracker.see(Event::Job(job(
+            "failing",
+            "earlier",
+            "a",
+            Some(JobEnd::Failing(String::new())),
+        )));
+        tracker.see(Event::Job(job("active", "earlier", "b", None)));
+        assert_eq!(
+            deletes(&tracker.clean_up()),
+            ["active", "done", "failed-1", "failed-2", "failing"]
+        );
+        assert!(tracker.clean_up().is_empty(), "each is deleted once");
+    }
+
+    #[test]
+    fn no_second_worker_beside_one_that_hangs() {
+        let mut tracker = tracker(50, &["a", "b"]);
+        tracker.see(Event::Pod(pod("earlier", "earlier-run", "a")));
+        assert_eq!(starts(&tracker.step(seconds(1))), ["b"]);
+        assert!(starts(&tracker.step(seconds(20))).is_empty());
+        let mut gone = tracker;
+        gone.see(Event::PodGone("earlier-pod".to_owned()));
+        assert_eq!(starts(&gone.step(seconds(20))), ["a"]);
+
+        let mut hangs = self::tracker(50, &["a"]);
+        hangs.see(Event::Pod(pod("earlier", "earlier-run", "a")));
+        hangs.step(seconds(26));
+        assert!(told(hangs).starts_with("earlier_worker_hangs: the pod earlier-pod"));
+    }
+
+    #[test]
+    fn the_end_of_a_run() {
+        let mut tracker = tracker(50, &["a", "b", "c", "d"]);
+        tracker.see(Event::Job(job(
+            "old-failed-b",
+            "earlier",
+            "b",
+            Some(JobEnd::Failed(String::new())),
+        )));
+        tracker.see(Event::Job(job(
+            "old-failed-a",
+            "earlier",
+            "a",
+            Some(JobEnd::Failed(String::new())),
+        )));
+        tracker.step(seconds(1));
+        for name in ["a", "b", "c"] {
+            tracker.started(name, &format!("job-{name}"), seconds(1));
+            tracker.see(Event::Job(job(&format!("job-{name}"), RUN, name, None)));
+        }
+        tracker.see(ended(PodPhase::Succeeded, 0, "Completed", ""));
+        let mut failed = pod("job-b", RUN, "b");
+        failed.phase = PodPhase::Failed;
+        tracker.see(Event::Pod(failed));
+        tracker.step(seconds(2));
+        tracker.give_up(NodeReason::TimedOut, "the time was up");
+        // A Job that was on its way to the API server when time was up is deleted too.
+        tracker.started("d", "job-d", seconds(3));
+        assert_eq!(deletes(&tracker.finish()), ["job-a", "job-c", "old-failed-b", "job-d"]);
+        assert_eq!(
+            told(tracker),
+            "measured, summary false; worker_failed: its pod failed without saying why; \
+             timed_out: the time was up; its Job was job-c; timed_out: the time was up before its turn came"
+        );
     }
 }

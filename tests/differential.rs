@@ -23,11 +23,9 @@ fn quantity_answer(text: &str) -> String {
         Ok(bytes) => bytes.to_string(),
         Err(QuantityError::Negative { .. }) => "negative".to_owned(),
         Err(QuantityError::TooLarge { .. }) => "too large".to_owned(),
-        Err(
-            QuantityError::Empty
-            | QuantityError::Malformed { .. }
-            | QuantityError::UnknownSuffix { .. },
-        ) => "invalid".to_owned(),
+        Err(QuantityError::Empty | QuantityError::Malformed { .. } | QuantityError::UnknownSuffix { .. }) => {
+            "invalid".to_owned()
+        }
     }
 }
 
@@ -54,17 +52,12 @@ fn quantities_are_those_of_kubernetes() {
         };
         let answer = quantity_answer(&text);
         if answer != expected {
-            differences.push(format!(
-                "{text:?}: {answer}, but Kubernetes says {recorded}"
-            ));
+            differences.push(format!("{text:?}: {answer}, but Kubernetes says {recorded}"));
         }
         case_count += 1;
     }
     assert!(case_count > 10_000, "only {case_count} cases");
-    assert!(
-        without_number_count < 100,
-        "{without_number_count} cases are left out"
-    );
+    assert!(without_number_count < 100, "{without_number_count} cases are left out");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
@@ -139,19 +132,10 @@ fn affinity_is_that_of_the_scheduler() {
                 terms,
                 matches: expected,
             } => {
-                let terms: Vec<_> = terms
-                    .into_iter()
-                    .filter_map(|term| term.read().ok())
-                    .collect();
+                let terms: Vec<_> = terms.into_iter().filter_map(|term| term.read().ok()).collect();
                 let answer: String = nodes
                     .iter()
-                    .map(|(name, labels)| {
-                        if matches(&terms, name, labels) {
-                            '1'
-                        } else {
-                            '0'
-                        }
-                    })
+                    .map(|(name, labels)| if matches(&terms, name, labels) { '1' } else { '0' })
                     .collect();
                 if answer != expected {
                     differences.push(format!("{answer}: {line}"));

@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use lp_exporter::exposition::{Body, Exposition, Family};
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
-use lp_exporter::pushgateway::{
-    Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire,
-};
+use lp_exporter::pushgateway::{Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,10 +51,7 @@ async fn puts_replaces_lists_and_deletes() {
             "x=y?z#",
             "\"\\\n",
         ];
-        let keys: Vec<_> = nodes
-            .iter()
-            .map(|node| GroupingKey::for_node(node, &labels))
-            .collect();
+        let keys: Vec<_> = nodes.iter().map(|node| GroupingKey::for_node(node, &labels)).collect();
         for key in &keys {
             pushgateway
                 .put(key, &body(&[("old", 1.0)], Some(5.0)), BUDGET)
@@ -77,21 +72,10 @@ async fn puts_replaces_lists_and_deletes() {
         listed.sort();
         expected.sort();
         assert_eq!(listed, expected);
-        assert!(
-            groups.iter().all(|group| group.push_time_seconds > 1.7e9),
-            "{groups:?}"
-        );
+        assert!(groups.iter().all(|group| group.push_time_seconds > 1.7e9), "{groups:?}");
         let text = server.metrics().await;
-        assert_eq!(
-            text.matches("\ntest_used_bytes{").count(),
-            nodes.len(),
-            "{text}"
-        );
-        assert_eq!(
-            text.matches(r#"claim="a\"b\\c\nd/ü""#).count(),
-            nodes.len(),
-            "{text}"
-        );
+        assert_eq!(text.matches("\ntest_used_bytes{").count(), nodes.len(), "{text}");
+        assert_eq!(text.matches(r#"claim="a\"b\\c\nd/ü""#).count(), nodes.len(), "{text}");
         assert_eq!(
             text.matches("test_started_seconds").count(),
             0,
@@ -158,10 +142,7 @@ async fn shows_why_a_server_refuses() {
             .await
             .expect_err("an inconsistent push");
         assert_eq!(error.tries, 1);
-        assert!(
-            matches!(error.cause, Cause::Refused { status: 400, .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error.cause, Cause::Refused { status: 400, .. }), "{error:?}");
         for part in [
             "PUT http://127.0.0.1:",
             "/metrics/job/lp-exporter-job/node/n1 failed after 1 try",
@@ -171,11 +152,7 @@ async fn shows_why_a_server_refuses() {
         }
         let groups = pushgateway.groups(BUDGET).await.expect("a list");
         let times: Vec<f64> = groups.iter().map(|group| group.push_time_seconds).collect();
-        assert_eq!(
-            times,
-            [0.0],
-            "a refused first push leaves a group without a push"
-        );
+        assert_eq!(times, [0.0], "a refused first push leaves a group without a push");
     }
 }
 
@@ -190,14 +167,8 @@ async fn reaches_a_server_with_a_prefix_and_by_ipv6() {
             .groups(BUDGET)
             .await
             .expect_err("without the prefix");
-        assert!(
-            matches!(error.cause, Cause::Refused { status: 404, .. }),
-            "{error}"
-        );
-        assert!(
-            error.to_string().contains("with its route prefix"),
-            "{error}"
-        );
+        assert!(matches!(error.cause, Cause::Refused { status: 404, .. }), "{error}");
+        assert!(error.to_string().contains("with its route prefix"), "{error}");
 
         let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
             skip("a test of IPv6", "this machine has no IPv6 loopback");
@@ -217,17 +188,9 @@ async fn check_reaches(url: &str) {
         .put(&key, &body(&[("a", 1.0)], None), BUDGET)
         .await
         .expect("a push");
-    assert_eq!(
-        pushgateway.groups(BUDGET).await.expect("a list").len(),
-        1,
-        "{url}"
-    );
+    assert_eq!(pushgateway.groups(BUDGET).await.expect("a list").len(), 1, "{url}");
     pushgateway.delete(&key, BUDGET).await.expect("a deletion");
-    assert_eq!(
-        pushgateway.groups(BUDGET).await.expect("a list").len(),
-        0,
-        "{url}"
-    );
+    assert_eq!(pushgateway.groups(BUDGET).await.expect("a list").len(), 0, "{url}");
 }
 
 #[tokio::test]
@@ -237,28 +200,10 @@ async fn speaks_tls_with_a_ca_of_our_own() {
     };
     for binary in pushgateways() {
         let config = certificates.web_config();
-        let server = Server::start(
-            &binary,
-            &[&format!("--web.config.file={}", config.display())],
-        )
-        .await;
+        let server = Server::start(&binary, &[&format!("--web.config.file={}", config.display())]).await;
         let port = server.address.port();
-        check_tls(
-            &certificates,
-            port,
-            "ca.pem",
-            "https://exporter:test@localhost",
-            Ok(()),
-        )
-        .await;
-        check_tls(
-            &certificates,
-            port,
-            "ca.pem",
-            "https://exporter:test@127.0.0.1",
-            Ok(()),
-        )
-        .await;
+        check_tls(&certificates, port, "ca.pem", "https://exporter:test@localhost", Ok(())).await;
+        check_tls(&certificates, port, "ca.pem", "https://exporter:test@127.0.0.1", Ok(())).await;
         check_tls(
             &certificates,
             port,
@@ -302,13 +247,7 @@ async fn speaks_tls_with_a_ca_of_our_own() {
     }
 }
 
-async fn check_tls(
-    certificates: &Certificates,
-    port: u16,
-    ca: &str,
-    url: &str,
-    expected: Result<(), &str>,
-) {
+async fn check_tls(certificates: &Certificates, port: u16, ca: &str, url: &str, expected: Result<(), &str>) {
     let url = format!("{url}:{port}");
     let ca_file = Some(certificates.directory.path().join(ca));
     let config = PushgatewayConfig {
@@ -318,9 +257,7 @@ async fn check_tls(
     };
     let pushgateway = Pushgateway::new(config).expect("a client");
     let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
-    let pushed = pushgateway
-        .put(&key, &body(&[("a", 1.0)], None), BUDGET)
-        .await;
+    let pushed = pushgateway.put(&key, &body(&[("a", 1.0)], None), BUDGET).await;
     if let Err(error) = &pushed {
         assert_eq!(error.tries, 1, "{url}: {error}");
     }
@@ -340,41 +277,17 @@ fn refuses_what_it_cannot_use() {
     .expect("a file");
 
     check_config("", None, Err("set LP_EXPORTER_PUSHGATEWAY_URL"));
-    check_config(
-        "pushgateway:9091",
-        None,
-        Err("neither http:// nor https://"),
-    );
-    check_config(
-        "ftp://marker:marker@host",
-        None,
-        Err("neither http:// nor https://"),
-    );
-    check_config(
-        "http://marker:marker@host:99999",
-        None,
-        Err("invalid port number"),
-    );
+    check_config("pushgateway:9091", None, Err("neither http:// nor https://"));
+    check_config("ftp://marker:marker@host", None, Err("neither http:// nor https://"));
+    check_config("http://marker:marker@host:99999", None, Err("invalid port number"));
     check_config("http://marker:marker@", None, Err("empty host"));
     check_config("http://host/?token=marker", None, Err("query"));
     check_config("http://host/#marker", None, Err("fragment"));
     check_config("http://marker:marker@host/prefix", None, Ok(()));
-    check_config(
-        "https://host",
-        Some(Path::new("/nowhere/ca.pem")),
-        Err("No such file"),
-    );
-    check_config(
-        "https://host",
-        Some(&not_pem),
-        Err("it holds no certificate"),
-    );
+    check_config("https://host", Some(Path::new("/nowhere/ca.pem")), Err("No such file"));
+    check_config("https://host", Some(&not_pem), Err("it holds no certificate"));
     check_config("https://host", Some(&broken), Err("BadEncoding"));
-    check_config(
-        "http://host",
-        Some(&not_pem),
-        Err("it holds no certificate"),
-    );
+    check_config("http://host", Some(&not_pem), Err("it holds no certificate"));
 }
 
 fn check_config(url: &str, ca_file: Option<&Path>, expected: Result<(), &str>) {
@@ -421,27 +334,15 @@ enum Call {
 async fn tries_again_what_may_pass() {
     let ok = reply(200, "", "");
     let list = reply(200, "", r#"{"status":"success","data":[]}"#);
-    let cut =
-        Act::Reply("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"status\":\"succ".to_owned());
+    let cut = Act::Reply("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"status\":\"succ".to_owned());
     for status in [408, 429, 500, 502, 503, 504] {
-        check_calls(
-            Call::Put,
-            &[reply(status, "", "wait"), ok.clone()],
-            Ok(()),
-            2,
-        )
-        .await;
+        check_calls(Call::Put, &[reply(status, "", "wait"), ok.clone()], Ok(()), 2).await;
     }
     check_calls(Call::Put, &[Act::Close, ok.clone()], Ok(()), 2).await;
     check_calls(Call::Put, &[Act::Hang, ok.clone()], Ok(()), 2).await;
     check_calls(
         Call::Put,
-        &[
-            Act::Close,
-            Act::Hang,
-            reply(503, "", ""),
-            reply(202, "", ""),
-        ],
+        &[Act::Close, Act::Hang, reply(503, "", ""), reply(202, "", "")],
         Ok(()),
         4,
     )
@@ -450,20 +351,8 @@ async fn tries_again_what_may_pass() {
     check_calls(Call::List, &[cut, list.clone()], Ok(()), 2).await;
     let half = reply(200, "", r#"{"status":"success","data":[{"labels":{"#);
     check_calls(Call::List, &[half, list], Ok(()), 2).await;
-    check_calls(
-        Call::Put,
-        &vec![Act::Close; 20],
-        Err("cannot be reached"),
-        0,
-    )
-    .await;
-    check_calls(
-        Call::Put,
-        &vec![Act::Hang; 20],
-        Err("no reply within 0.3 s"),
-        0,
-    )
-    .await;
+    check_calls(Call::Put, &vec![Act::Close; 20], Err("cannot be reached"), 0).await;
+    check_calls(Call::Put, &vec![Act::Hang; 20], Err("no reply within 0.3 s"), 0).await;
     check_calls(
         Call::Put,
         &vec![reply(503, "", "no disk"); 20],
@@ -495,20 +384,8 @@ async fn gives_up_at_once_on_what_will_not_pass() {
         1,
     )
     .await;
-    check_calls(
-        Call::Put,
-        &[reply(400, "", &"ü".repeat(5_000))],
-        Err("ü..."),
-        1,
-    )
-    .await;
-    check_calls(
-        Call::Put,
-        &[Act::Endless("HTTP/1.1 400 Bad\r\n\r\n")],
-        Err("xx..."),
-        1,
-    )
-    .await;
+    check_calls(Call::Put, &[reply(400, "", &"ü".repeat(5_000))], Err("ü..."), 1).await;
+    check_calls(Call::Put, &[Act::Endless("HTTP/1.1 400 Bad\r\n\r\n")], Err("xx..."), 1).await;
     check_calls(
         Call::List,
         &[reply(200, "", "<html>")],
@@ -534,26 +411,10 @@ async fn follows_redirects_only_within_the_server() {
         2,
     )
     .await;
-    let elsewhere = reply(
-        307,
-        "Location: http://marker:marker@127.0.0.2:9/x?marker\r\n",
-        "",
-    );
-    check_calls(
-        Call::Put,
-        &[elsewhere],
-        Err("points to http://127.0.0.2:9/x,"),
-        1,
-    )
-    .await;
+    let elsewhere = reply(307, "Location: http://marker:marker@127.0.0.2:9/x?marker\r\n", "");
+    check_calls(Call::Put, &[elsewhere], Err("points to http://127.0.0.2:9/x,"), 1).await;
     let upgraded = reply(301, "Location: https://127.0.0.1/x\r\n", "");
-    check_calls(
-        Call::Put,
-        &[upgraded],
-        Err("points to https://127.0.0.1/x,"),
-        1,
-    )
-    .await;
+    check_calls(Call::Put, &[upgraded], Err("points to https://127.0.0.1/x,"), 1).await;
     check_calls(
         Call::Put,
         &[reply(303, "Location: /else\r\n", "")],
@@ -618,11 +479,7 @@ async fn check_calls(call: Call, acts: &[Act], expected: Result<(), &str>, conne
     let key = GroupingKey::new(SUCCESS_JOB, &grouping_labels(&[]));
     let begin = Instant::now();
     let outcome = match call {
-        Call::Put => {
-            pushgateway
-                .put(&key, &body(&[], Some(1.0)), CALL_BUDGET)
-                .await
-        }
+        Call::Put => pushgateway.put(&key, &body(&[], Some(1.0)), CALL_BUDGET).await,
         Call::Delete => pushgateway.delete(&key, CALL_BUDGET).await,
         Call::List => pushgateway.groups(CALL_BUDGET).await.map(|_| ()),
     };
@@ -644,10 +501,7 @@ async fn check_calls(call: Call, acts: &[Act], expected: Result<(), &str>, conne
     }
     if let Err(error) = &outcome {
         assert!(error.to_string().len() < 1_500, "{case}: {error}");
-        assert!(
-            !format!("{error}{error:?}").contains("marker"),
-            "{case}: {error}"
-        );
+        assert!(!format!("{error}{error:?}").contains("marker"), "{case}: {error}");
     }
     check_outcome(&case, outcome, expected);
 }
@@ -666,14 +520,8 @@ async fn uses_its_budget_when_nobody_listens() {
         matches!(&error.cause, Cause::Unreachable { why } if why.contains("refused")),
         "{error:?}"
     );
-    assert!(
-        error.tries >= 2 && begin.elapsed() <= Duration::from_secs(2),
-        "{error}"
-    );
-    let error = pushgateway
-        .groups(Duration::ZERO)
-        .await
-        .expect_err("no time at all");
+    assert!(error.tries >= 2 && begin.elapsed() <= Duration::from_secs(2), "{error}");
+    let error = pushgateway.groups(Duration::ZERO).await.expect_err("no time at all");
     assert_eq!(error.tries, 1);
 
     let error = client("http://pushgateway.invalid:9091")
@@ -694,9 +542,7 @@ async fn reaches_a_server_that_starts_late() {
     let pushgateway = client(&format!("http://{address}"));
     // In a task of its own, which may move between threads.
     let push = tokio::spawn(async move { pushgateway.put(&key, &body(&[], None), BUDGET).await });
-    push.await
-        .expect("a task that ends")
-        .expect("a push in the end");
+    push.await.expect("a task that ends").expect("a push in the end");
     assert_eq!(late.await.expect("a server").requests().len(), 1);
 }
 
@@ -710,12 +556,7 @@ async fn keeps_secrets_out_of_the_log() {
         .with_writer(move || writer.clone())
         .finish();
     let guard = tracing::subscriber::set_default(subscriber);
-    let server = FaultyServer::start(&[
-        Act::Close,
-        reply(500, "", ""),
-        reply(401, "", "who are you"),
-    ])
-    .await;
+    let server = FaultyServer::start(&[Act::Close, reply(500, "", ""), reply(401, "", "who are you")]).await;
     let pushgateway = client(&format!("http://marker:secretmarker@{}", server.address));
     let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
     pushgateway
@@ -726,17 +567,11 @@ async fn keeps_secrets_out_of_the_log() {
     let text = log.text();
     assert_eq!(text.matches("trying again").count(), 2, "{text}");
     assert!(
-        text.contains(&format!(
-            "url=http://{}/metrics/job/lp-exporter",
-            server.address
-        )),
+        text.contains(&format!("url=http://{}/metrics/job/lp-exporter", server.address)),
         "{text}"
     );
     // bWFya2Vy is marker in base64.
-    assert!(
-        !text.contains("marker") && !text.contains("bWFya2Vy"),
-        "{text}"
-    );
+    assert!(!text.contains("marker") && !text.contains("bWFya2Vy"), "{text}");
 }
 
 /// Set for the process of a test that runs once more, by itself: to where its server listens.
@@ -762,9 +597,7 @@ async fn goes_through_a_proxy() {
     .await;
     let requests = proxy.requests();
     assert_eq!(requests.len(), 1);
-    assert!(requests[0].starts_with(
-        "PUT http://pushgateway.invalid:9091/prefix/metrics/job/lp-exporter HTTP/1.1\r\n"
-    ));
+    assert!(requests[0].starts_with("PUT http://pushgateway.invalid:9091/prefix/metrics/job/lp-exporter HTTP/1.1\r\n"));
     assert!(
         requests[0].contains("proxy-authorization: Basic cHJveHl1c2VyOnByb3h5d29yZA=="),
         "{}",
@@ -778,17 +611,12 @@ async fn lists_the_groups_of_a_full_server_in_little_memory() {
     if let Some(address) = std::env::var_os(CHILD_SERVER) {
         let pushgateway = client(&format!("http://{}", address.to_string_lossy()));
         let before_kib = peak_memory_kib();
-        assert_eq!(
-            pushgateway.groups(BUDGET).await.expect("a list").len(),
-            GROUPS
-        );
+        assert_eq!(pushgateway.groups(BUDGET).await.expect("a list").len(), GROUPS);
         let grown_kib = peak_memory_kib() - before_kib;
         assert!(grown_kib < 8 << 10, "{grown_kib} KiB for a list of 20 MB");
         return;
     }
-    let sample =
-        r#"{"labels":{"persistentvolume":"pvc-0123456789","namespace":"data"},"value":"1"},"#
-            .repeat(1_250);
+    let sample = r#"{"labels":{"persistentvolume":"pvc-0123456789","namespace":"data"},"value":"1"},"#.repeat(1_250);
     let groups: Vec<String> = (0..GROUPS)
         .map(|number| {
             let metric = format!(r#"{{"type":"GAUGE","metrics":[{}]}}"#, sample.trim_end_matches(','));
@@ -809,54 +637,29 @@ async fn lists_the_groups_of_a_full_server_in_little_memory() {
 #[tokio::test]
 async fn needs_certificates_only_for_tls() {
     if let Some(address) = std::env::var_os(CHILD_SERVER) {
-        check_config(
-            "https://host",
-            None,
-            Err("there are no CA certificates on this system"),
-        );
+        check_config("https://host", None, Err("there are no CA certificates on this system"));
         return check_reaches_once(&format!("http://{}", address.to_string_lossy())).await;
     }
     let server = FaultyServer::start(&[reply(200, "", "")]).await;
-    let variables = [
-        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
-        ("SSL_CERT_DIR", "/nowhere"),
-    ];
-    run_alone(
-        "needs_certificates_only_for_tls",
-        server.address,
-        &variables,
-    )
-    .await;
+    let variables = [("SSL_CERT_FILE", "/nowhere/ca.pem"), ("SSL_CERT_DIR", "/nowhere")];
+    run_alone("needs_certificates_only_for_tls", server.address, &variables).await;
     assert_eq!(server.requests().len(), 1);
 }
 
 #[tokio::test]
 async fn trusts_the_certificates_of_the_system() {
     if let Some(address) = std::env::var_os(CHILD_SERVER) {
-        return check_reaches_once(&format!(
-            "https://exporter:test@{}",
-            address.to_string_lossy()
-        ))
-        .await;
+        return check_reaches_once(&format!("https://exporter:test@{}", address.to_string_lossy())).await;
     }
     let Some(certificates) = Certificates::make() else {
         return;
     };
     for binary in pushgateways() {
         let config = certificates.web_config();
-        let server = Server::start(
-            &binary,
-            &[&format!("--web.config.file={}", config.display())],
-        )
-        .await;
+        let server = Server::start(&binary, &[&format!("--web.config.file={}", config.display())]).await;
         let ca = certificates.directory.path().join("ca.pem");
         let variables = [("SSL_CERT_FILE", ca.to_str().expect("a path in UTF-8"))];
-        run_alone(
-            "trusts_the_certificates_of_the_system",
-            server.address,
-            &variables,
-        )
-        .await;
+        run_alone("trusts_the_certificates_of_the_system", server.address, &variables).await;
     }
 }
 
@@ -878,10 +681,7 @@ async fn run_alone(test: &str, server: SocketAddr, variables: &[(&str, &str)]) {
         .await
         .expect("a process of our own program");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 /// The most memory that this process ever had resident.
@@ -891,10 +691,7 @@ fn peak_memory_kib() -> u64 {
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .expect("a peak");
-    line.trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number")
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 fn check_outcome<Failure: std::fmt::Display + Debug>(
@@ -904,10 +701,7 @@ fn check_outcome<Failure: std::fmt::Display + Debug>(
 ) {
     match (outcome, expected) {
         (Ok(()), Ok(())) => {}
-        (Err(error), Err(part)) => assert!(
-            error.to_string().contains(part),
-            "{case}: {error}, not {part}"
-        ),
+        (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{case}: {error}, not {part}"),
         (outcome, expected) => panic!("{case}: {outcome:?}, not {expected:?}"),
     }
 }
@@ -922,9 +716,7 @@ fn client(url: &str) -> Pushgateway {
 }
 
 fn grouping_labels(pairs: &[&str]) -> GroupingLabels {
-    let labels = pairs
-        .iter()
-        .map(|pair| pair.parse().expect("a label of the test"));
+    let labels = pairs.iter().map(|pair| pair.parse().expect("a label of the test"));
     GroupingLabels::new(labels, []).expect("labels of the test")
 }
 
@@ -959,8 +751,8 @@ fn pushgateways() -> Vec<PathBuf> {
         }
         return found;
     }
-    let found = std::env::var_os("PATH")
-        .and_then(|paths| std::env::split_paths(&paths).find_map(|path| program(&path)));
+    let found =
+        std::env::var_os("PATH").and_then(|paths| std::env::split_paths(&paths).find_map(|path| program(&path)));
     skip(
         if found.is_some() {
             "one of two generations of Pushgateways"
@@ -1031,9 +823,7 @@ impl Server {
 
     /// What Prometheus would scrape.
     async fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(self.address)
-            .await
-            .expect("a connection");
+        let mut stream = TcpStream::connect(self.address).await.expect("a connection");
         stream
             .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
             .await
@@ -1094,17 +884,11 @@ async fn serve(listener: TcpListener, acts: Vec<Act>, requests: Arc<Mutex<Vec<St
         let head = read_request(&mut stream).await.expect("a request");
         requests.lock().expect("no poison").push(head);
         match act {
-            Act::Reply(text) => stream
-                .write_all(text.as_bytes())
-                .await
-                .expect("a client that reads"),
+            Act::Reply(text) => stream.write_all(text.as_bytes()).await.expect("a client that reads"),
             Act::Close => {}
             Act::Hang => hanging.push(stream),
             Act::Endless(head) => {
-                stream
-                    .write_all(head.as_bytes())
-                    .await
-                    .expect("a client that reads");
+                stream.write_all(head.as_bytes()).await.expect("a client that reads");
                 // Until the client has enough.
                 while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
             }
@@ -1138,16 +922,8 @@ impl Certificates {
         let directory = TempDir::new().expect("a temporary directory");
         let names = directory.path().join("names");
         std::fs::write(&names, "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("a file");
-        let new_key = [
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-        ];
-        let ca = |name: &str| {
-            format!("req -x509 -days 2 -subj /CN=test-{name} -keyout {name}.key -out {name}.pem")
-        };
+        let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let ca = |name: &str| format!("req -x509 -days 2 -subj /CN=test-{name} -keyout {name}.key -out {name}.pem");
         let commands = [
             ca("ca"),
             ca("other"),

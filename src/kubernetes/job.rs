@@ -148,7 +148,8 @@ where
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
     let read = Job::deserialize(serde_ignored::Deserializer::new(tracked, &mut |path| {
-        unknown.push(path.to_string())
+        // `?` stands for an optional value.
+        unknown.push(path.to_string().replace(".?", ""))
     }));
     read.map_err(|error: serde_yaml::Error| {
         let path = track.path().to_string();
@@ -578,4 +579,272 @@ fn complete(container: &mut Container, worker: &WorkerSpec<'_>) {
         .volume_mounts
         .get_or_insert_default()
         .extend([plan_mount].into_iter().chain(base_mounts));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bases() -> Vec<Base> {
+        let base = |path: &str, mounted_at: Option<&str>| Base {
+            path: path.to_owned(),
+            mounted_at: mounted_at.map(str::to_owned),
+        };
+        vec![
+            base("/opt/local-path-provisioner", Some("/bases/0")),
+            base("/gone", None),
+            base("/a:b", Some("/bases/2")),
+        ]
+    }
+
+    fn spec<'a>(node: &'a str, bases: &'a [Base], environment: &'a [(&'static str, String)]) -> WorkerSpec<'a> {
+        WorkerSpec {
+            namespace: "lp-exporter",
+            instance: "lp-exporter",
+            run_id: "0b5e1a7e-0000-4000-8000-000000000000",
+            node,
+            attempt: 1,
+            disk_pressure: false,
+            cron_job: Some(("lp-exporter", "11111111-0000-4000-8000-000000000000")),
+            image: "localhost/lp-exporter:0.1.0",
+            environment,
+            bases,
+            active_deadline_seconds: 280,
+        }
+    }
+
+    /// The least template that is allowed, with more lines for the Job's spec, the pod and the container.
+    fn template(of_spec: &str, of_pod: &str, of_container: &str) -> String {
+        format!(
+            "spec:\n{of_spec}\n  template:\n    spec:\n      restartPolicy: Never\n{of_pod}\n      containers:\n      \
+             - name: worker\n{of_container}\n"
+        )
+    }
+
+    #[test]
+    fn the_default_template_makes_the_documented_job() {
+        let template = Template::parse(DEFAULT_TEMPLATE).expect("it is ours");
+        let (bases, environment) = (bases(), [("LP_EXPORTER_LOG_LEVEL", "info".to_owned())]);
+        let job = template.job(&spec("node-1", &bases, &environment));
+        let rendered = serde_yaml::to_string(&job).expect("it is plain");
+        let expected = include_str!("../../tests/expected/worker-job.yaml");
+        assert_eq!(
+            rendered, expected,
+            "tests/expected/worker-job.yaml is not what the template makes now:\n{rendered}"
+        );
+    }
+
+    fn check(text: &str, expected: &str) {
+        let error = match Template::parse(text) {
+            Ok(_) => String::from("no error"),
+            Err(error) => error.to_string(),
+        };
+        assert!(
+            error.contains(expected),
+            "{text}\nsays {error:?}\nand should say {expected:?}"
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        check(&template("", "", ""), "no error");
+        check("{", "line 2 column 1");
+        check("apiVersion: batch/v1\nkind: CronJob", "expected Job");
+        check("", "spec: a Job needs one");
+        check("spec: {}", "spec");
+        check("spec: 5", "spec: invalid type: integer `5`");
+        check(
+            &template("  backoffLimit: 1\n  backoffLimit: 2", "", ""),
+            "duplicate entry with key \"backoffLimit\"",
+        );
+        check(
+            &template("  backoffLimit: many", "", ""),
+            "spec.backoffLimit: invalid type: string \"many\"",
+        );
+        check(&template("  backoffLimit: many", "", ""), "line 2");
+        check(
+            &template("  backofLimit: 1", "", ""),
+            "spec.backofLimit (line 2): a Job has no such field",
+        );
+        check(&template("", "      nodename: x", ""), "spec.template.spec.nodename");
+        check(
+            &template(
+                "",
+                "      volumes:\n      - name: x\n        secret: {secretName: s, defaultMode: 0444}",
+                "",
+            ),
+            "spec.template.spec.volumes[0].secret.defaultMode",
+        );
+        check(
+            &template(
+                "",
+                "      volumes:\n      - name: x\n        secret: {secretName: s, defaultMode: 0444}",
+                "",
+            ),
+            "write a file mode as a decimal number (0444 is 292)",
+        );
+        check(
+            "spec: {template: {spec: {restartPolicy: Never, containers: [{name: other}]}}}",
+            "named worker",
+        );
+        check(
+            "spec: {template: {spec: {containers: [{name: worker}]}}}",
+            "it has to be Never",
+        );
+    }
+
+    #[test]
+    fn fields_of_the_controller_are_refused() {
+        let metadata = |lines: &str| format!("metadata:\n{lines}\n{}", template("", "", ""));
+        check(
+            &metadata("  name: mine"),
+            "metadata.name: the controller names its Jobs",
+        );
+        check(&metadata("  namespace: mine"), "metadata.namespace");
+        check(&metadata("  generateName: mine"), "metadata.generateName");
+        check(
+            &metadata("  labels: {lp-exporter/run: mine}"),
+            "metadata.labels.lp-exporter/run",
+        );
+        check(
+            &metadata("  labels: {app.kubernetes.io/component: x}"),
+            "metadata.labels.app.kubernetes.io/component",
+        );
+        check(
+            &metadata("  labels: {app.kubernetes.io/component: worker, team: x}"),
+            "no error",
+        );
+        check(
+            &metadata("  annotations: {lp-exporter/node: x}"),
+            "metadata.annotations.lp-exporter/node",
+        );
+        check(
+            &template("  activeDeadlineSeconds: 5", "", ""),
+            "spec.activeDeadlineSeconds: it follows from the interval",
+        );
+        check(&template("  parallelism: 2", "", ""), "spec.parallelism");
+        check(&template("  completions: 2", "", ""), "spec.completions");
+        check(&template("  suspend: true", "", ""), "spec.suspend");
+        check(&template("", "      nodeName: x", ""), "spec.template.spec.nodeName");
+        check(
+            &template("", "      nodeSelector: {a: b}", ""),
+            "spec.template.spec.nodeSelector",
+        );
+        let affinity =
+            "      affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: []}}}";
+        check(&template("", affinity, ""), "spec.template.spec.affinity.nodeAffinity");
+        check(
+            &template("", "      volumes: [{name: lp-exporter-base-3, emptyDir: {}}]", ""),
+            "volumes[0].name",
+        );
+        check(
+            &template("", "", "        image: other"),
+            "containers[name=worker].image",
+        );
+        check(&template("", "", "        args: [x]"), "containers[name=worker].args");
+        check(
+            &template("", "", "        command: [x]"),
+            "containers[name=worker].command",
+        );
+        check(
+            &template("", "", "        env: [{name: LP_EXPORTER_PLAN, value: x}]"),
+            "env[name=LP_EXPORTER_PLAN]",
+        );
+        check(
+            &template("", "", "        volumeMounts: [{name: x, mountPath: /bases/0}]"),
+            "volumeMounts[mountPath=/bases/0]",
+        );
+        check(
+            &template("", "", "        volumeMounts: [{name: x, mountPath: /bases-of-mine}]"),
+            "no error",
+        );
+    }
+
+    #[test]
+    fn anchors_and_merges_are_resolved() {
+        let text = "x: &labels {team: storage}\n";
+        check(
+            &format!("{text}{}", template("", "", "")),
+            "x (line 1): a Job has no such field",
+        );
+        let merged = "metadata:\n  labels: &labels {team: storage}\nspec:\n  template:\n    metadata:\n      labels:\n        \
+                      <<: *labels\n        more: x\n    spec:\n      restartPolicy: Never\n      containers: [{name: worker}]\n";
+        let job = Template::parse(merged)
+            .expect("merges are YAML")
+            .job(&spec("n", &[], &[]));
+        let labels = job
+            .spec
+            .and_then(|spec| spec.template.metadata)
+            .and_then(|metadata| metadata.labels);
+        let labels = labels.expect("it has labels");
+        assert_eq!((labels["team"].as_str(), labels["more"].as_str()), ("storage", "x"));
+    }
+
+    #[test]
+    fn a_variable_of_the_template_wins() {
+        let text = template(
+            "",
+            "",
+            "        env: [{name: LP_EXPORTER_PUSHGATEWAY_URL, value: mine}]",
+        );
+        let environment = [("LP_EXPORTER_PUSHGATEWAY_URL", "ours".to_owned())];
+        let job = Template::parse(&text)
+            .expect("allowed")
+            .job(&spec("n", &[], &environment));
+        let pod = job.spec.and_then(|spec| spec.template.spec).expect("it has a pod");
+        let values: Vec<_> = pod.containers[0]
+            .env
+            .iter()
+            .flatten()
+            .filter_map(|one| one.value.as_deref())
+            .collect();
+        assert_eq!(values, ["mine", "/etc/lp-exporter/plan/plan.json.gz"]);
+    }
+
+    #[test]
+    fn names_are_dns_labels_whatever_the_node() {
+        let long = format!("{}.example", "node.".repeat(49));
+        let mut names = std::collections::BTreeSet::new();
+        for node in [
+            "a",
+            "node-1",
+            "node.1",
+            "ip-10-0-0-1.eu-west-1.compute.internal",
+            ".",
+            "-",
+            "Ünïcode",
+            &long,
+        ] {
+            for attempt in [1, 2] {
+                for instance in ["lp-exporter", "x", &"i".repeat(52)] {
+                    let mut spec = spec(node, &[], &[]);
+                    (spec.attempt, spec.instance) = (attempt, instance);
+                    let name = job_name(&spec);
+                    assert!(name.len() <= NAME_MAX_CHARS, "{name}");
+                    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                    assert!(
+                        name.chars().all(allowed) && !name.starts_with('-') && !name.ends_with('-'),
+                        "{name}"
+                    );
+                    assert!(names.insert(name.clone()), "{name} twice");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_under_disk_pressure_the_critical_class() {
+        let class = |text: &str, disk_pressure: bool| {
+            let mut spec = spec("n", &[], &[]);
+            spec.disk_pressure = disk_pressure;
+            let job = Template::parse(text).expect("allowed").job(&spec);
+            job.spec
+                .and_then(|spec| spec.template.spec)
+                .and_then(|pod| pod.priority_class_name)
+        };
+        let (plain, named) = (template("", "", ""), template("", "      priorityClassName: mine", ""));
+        assert_eq!(class(&plain, false).as_deref(), Some("lp-exporter-worker"));
+        assert_eq!(class(&plain, true).as_deref(), Some("system-node-critical"));
+        assert_eq!(class(&named, true).as_deref(), Some("mine"));
+    }
 }

@@ -47,7 +47,7 @@ impl Holder {
 /// What came of asking for the Lease.
 pub enum Claimed {
     /// It is ours.
-    Held(HeldLease),
+    Held(Box<HeldLease>),
     /// Another run holds it and is alive.
     Busy {
         /// Who: the name of its Job, or what it calls itself.
@@ -121,12 +121,12 @@ pub async fn claim(cluster: &Cluster, name: &str, holder: &Holder) -> Result<Cla
             .await;
         match written {
             Ok(lease) => {
-                return Ok(Claimed::Held(HeldLease {
+                return Ok(Claimed::Held(Box::new(HeldLease {
                     leases,
                     cluster: cluster.clone(),
                     lease,
                     identity,
-                }));
+                })));
             }
             // Somebody was quicker: look who.
             Err(ApiError {
@@ -233,7 +233,7 @@ impl HeldLease {
     ///
     /// # Errors
     /// As any request; the next run then finds the holder's Job ended.
-    pub async fn release(mut self) -> Result<(), ApiError> {
+    pub async fn release(&mut self) -> Result<(), ApiError> {
         let release = |spec: &mut LeaseSpec| spec.holder_identity = Some(String::new());
         match self.write(release).await {
             Err(ApiError {
