@@ -117,6 +117,11 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
 
     let stand_in = Pushgateway::start().await;
     let url = options.pushgateway_url.clone().unwrap_or_else(|| stand_in.url());
+    let url = url.trim_end_matches('/').to_owned();
+    // Before the controller, which is patient with one that is still starting.
+    groups(&url)
+        .await
+        .with_context(|| format!("no Pushgateway answers at {url}"))?;
     let cluster = options.pushgateway_url.is_some().then_some(CLUSTER);
     let (log, seconds) = run_controller(&itself, folder.path(), &server, &url, cluster).await?;
     let jobs = server
@@ -127,15 +132,8 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
     println!("3. ran the controller, which ran {jobs} workers, each a process of its own: {seconds:.1} s");
     println!("4. reading back what they pushed to {url}\n");
 
-    let listing = http(&url)?
-        .get(format!("{url}/api/v1/metrics"))
-        .send()
-        .await?
-        .error_for_status()?
-        .text()
-        .await?;
     let pushed = Pushed {
-        listing: serde_json::from_str(&listing).context("the Pushgateway's answer")?,
+        listing: groups(&url).await?,
         cluster,
     };
     print!("{}", usage(&examples, &pushed));
@@ -297,13 +295,14 @@ async fn run_controller(
         .await
         .context("the controller does not end")??;
     let text = String::from_utf8_lossy(&ended.stderr);
-    if !ended.status.success() {
-        bail!("the controller ended with {}:\n{text}", ended.status);
-    }
-    let log = text
+    let log: Vec<Value> = text
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
+    if !ended.status.success() {
+        let last = log.last().and_then(|line| line["message"].as_str()).unwrap_or(&text);
+        bail!("the controller ended with {}: {last}", ended.status);
+    }
     Ok((log, began.elapsed().as_secs_f64()))
 }
 
@@ -318,6 +317,16 @@ fn http(url: &str) -> anyhow::Result<reqwest::Client> {
         builder.tls_certs_only([])
     };
     Ok(builder.build()?)
+}
+
+/// Everything that a Pushgateway holds.
+async fn groups(url: &str) -> anyhow::Result<Value> {
+    let answer = http(url)?
+        .get(format!("{url}/api/v1/metrics"))
+        .send()
+        .await?
+        .error_for_status()?;
+    serde_json::from_str(&answer.text().await?).context("the answer is not that of a Pushgateway")
 }
 
 /// What the Pushgateway holds: the answer of `GET /api/v1/metrics`.
@@ -418,28 +427,36 @@ fn usage(examples: &[Example], pushed: &Pushed) -> String {
     table("How full the claims are", &rows, &[3, 4, 5])
 }
 
-/// The volumes without any number, by what the controller said of them.
+/// The volumes that no node has in its plan, by what the controller said of them.
 fn skipped(server: &ApiServer, pushed: &Pushed, log: &[Value]) -> String {
-    let mut rows = Vec::new();
+    let mut rows = vec![["VOLUME", "CLAIM", "REASON", ""].map(str::to_owned)];
     for volume in server.objects("persistentvolumes") {
-        let name = volume["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        if pushed.of_volume("local_volume_stats_capacity_bytes", &name).is_some() {
+        let name = volume["metadata"]["name"].as_str().unwrap_or_default();
+        if pushed.of_volume("local_volume_stats_capacity_bytes", name).is_some() {
             continue;
         }
+        let claim = &volume["spec"]["claimRef"];
+        let claim = claim["namespace"].as_str().zip(claim["name"].as_str());
+        let claim = claim.map_or_else(|| "-".to_owned(), |(namespace, claim)| format!("{namespace}/{claim}"));
+        // A line of the log names all volumes of one reason: "volumes left out: <name> (<detail>), <name> (<detail>)".
         let told = log.iter().find_map(|line| {
             let (_, detail) = line["message"].as_str()?.split_once(&format!("{name} ("))?;
             let detail = detail.split_once(')').map_or(detail, |(detail, _)| detail);
             Some((line["reason"].as_str()?.to_owned(), detail.to_owned()))
         });
         let (reason, detail) = told.unwrap_or_default();
-        rows.push([name, reason, detail]);
+        rows.push([name.to_owned(), claim, reason, detail]);
     }
-    table("Left out, and why (counted in lp_exporter_volumes_skipped)", &rows, &[])
+    table(
+        "Left out, and why (the log names them, lp_exporter_volumes_skipped counts them)",
+        &rows,
+        &[],
+    )
 }
 
 /// Which group each number came from.
 fn sources(pushed: &Pushed) -> String {
-    let mut rows = Vec::new();
+    let mut rows = vec![["COLUMN", "METRIC", "PUSHED INTO THE GROUP", ""].map(str::to_owned)];
     for (column, metric) in [
         ("REQUESTED", "local_volume_stats_capacity_bytes"),
         ("USED", "local_volume_stats_used_bytes"),
@@ -452,11 +469,7 @@ fn sources(pushed: &Pushed) -> String {
             rows.push([column.to_owned(), metric.to_owned(), group, format!("{count} claims")]);
         }
     }
-    table(
-        "Where the numbers came from: metric, and the group that it was pushed into",
-        &rows,
-        &[],
-    )
+    table("Where the numbers came from", &rows, &[])
 }
 
 /// Rows under a heading, the columns as wide as they need to be, those named by index aligned to the right.
@@ -468,9 +481,9 @@ fn table<const COLUMNS: usize>(heading: &str, rows: &[[String; COLUMNS]], right:
         let mut line = String::from(" ");
         for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
             let _ = if right.contains(&index) {
-                write!(line, " {cell:>width$}")
+                write!(line, " {cell:>width$} ")
             } else {
-                write!(line, " {cell:<width$}")
+                write!(line, " {cell:<width$} ")
             };
         }
         text += line.trim_end();
@@ -495,7 +508,7 @@ fn human(bytes: f64) -> String {
 
 /// A bar of ten cells for a share in percent.
 fn bar(share: f64) -> String {
-    let full = ((share / 10.0).round().clamp(0.0, 10.0)) as usize;
+    let full = ((share / 10.0).floor().clamp(0.0, 10.0)) as usize;
     format!("{}{}", "█".repeat(full), "░".repeat(10 - full))
 }
 

@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lp_measure::{Config, Rotating};
 
 use crate::pushgateway::GroupingLabel;
 use crate::summary::TERMINATION_MESSAGE_PATH;
@@ -27,7 +29,8 @@ pub const DEFAULT_BASE_PATHS: [&str; 7] = [
 /// How full node-local Kubernetes volumes are, pushed to a Prometheus Pushgateway.
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
-/// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use.
+/// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
+/// same for directories of this machine and shows the result.
 #[derive(Parser)]
 #[command(name = "lp-exporter", version, max_term_width = 100)]
 pub struct Cli {
@@ -43,6 +46,8 @@ pub enum Command {
     Controller(ControllerArguments),
     /// Measure the volumes of one node: what the controller's Jobs run
     Worker(WorkerArguments),
+    /// Measure directories of this machine, without a cluster
+    Measure(MeasureArguments),
 }
 
 /// What both programs need to push.
@@ -170,7 +175,140 @@ pub struct WorkerArguments {
     /// Where to push.
     pub push: PushArguments,
 
+    /// The longest time that the worker waits before it begins, chosen at random, so that nodes with shared storage do not
+    /// begin together
+    #[arg(long, env = "LP_EXPORTER_START_DELAY_MAX", value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub start_delay_max: Duration,
+
+    #[command(flatten)]
+    /// How fast to measure.
+    pub pace: PaceArguments,
+
     #[command(flatten)]
     /// How to log.
     pub log: LogArguments,
+}
+
+/// The flags of `measure`.
+#[derive(Args)]
+pub struct MeasureArguments {
+    /// The directories to measure
+    // An empty path is told like any other that cannot be measured, instead of keeping the others from it.
+    #[arg(required = true, value_name = "PATH", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub paths: Vec<PathBuf>,
+
+    /// A table for people, one JSON document, or Prometheus' text format
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub output: OutputFormat,
+
+    /// Name the N largest directories inside each path
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub top: usize,
+
+    /// The time for all paths together; what is not done then has no number
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub time_budget: Option<Duration>,
+
+    #[command(flatten)]
+    /// How fast to measure.
+    pub pace: PaceArguments,
+
+    #[command(flatten)]
+    /// How to log.
+    pub log: LogArguments,
+}
+
+/// How the result of `measure` is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// A table for people
+    Table,
+    /// One JSON document
+    Json,
+    /// Prometheus' text format
+    Prometheus,
+}
+
+/// How fast and how gently to measure. Left out, `measure` runs at full speed, and the worker as gently as it can.
+#[derive(Args, Clone)]
+pub struct PaceArguments {
+    /// The most threads that read at once, 1 to 64; fewer run while nothing blocks them [default: measure 16, worker 2]
+    #[arg(long, env = "LP_EXPORTER_THREADS", value_name = "COUNT", value_parser = parse_threads)]
+    pub threads: Option<NonZeroUsize>,
+
+    /// The most entries to look at in a second, 0 for no limit [default: measure 0, worker 100000]
+    #[arg(long, env = "LP_EXPORTER_ENTRIES_PER_SECOND", value_name = "COUNT")]
+    pub entries_per_second: Option<u64>,
+
+    /// The time for each volume; one that is not done then has no number [default: none]
+    #[arg(long, env = "LP_EXPORTER_VOLUME_BUDGET", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub volume_budget: Option<Duration>,
+
+    /// Run in the idle I/O class and at the lowest processor priority [default: measure false, worker true]
+    #[arg(long, env = "LP_EXPORTER_LOW_PRIORITY", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub low_priority: Option<bool>,
+
+    /// Pause while others wait for the disk, where the kernel tells [default: measure false, worker true]
+    #[arg(long, env = "LP_EXPORTER_PAUSE_UNDER_PRESSURE", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub pause_under_pressure: Option<bool>,
+
+    /// Whether the disk has a head that moves, which is then spared; auto asks the kernel [default: auto]
+    #[arg(long, env = "LP_EXPORTER_ROTATING", value_name = "WHETHER")]
+    pub rotating: Option<RotatingDisk>,
+}
+
+/// Whether a disk has a head that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RotatingDisk {
+    /// Ask the kernel
+    Auto,
+    /// It has one
+    Yes,
+    /// It has none
+    No,
+}
+
+/// More threads than this only wait for each other.
+const THREADS_MAX: usize = 64;
+
+fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
+    if threads.get() > THREADS_MAX {
+        return Err(format!("more than {THREADS_MAX} threads only wait for each other"));
+    }
+    Ok(threads)
+}
+
+impl PaceArguments {
+    /// The given configuration, with what these flags say.
+    pub fn change(&self, config: Config) -> Config {
+        let PaceArguments {
+            threads,
+            entries_per_second,
+            volume_budget,
+            low_priority,
+            pause_under_pressure,
+            rotating,
+        } = self;
+        let pressure_file = match pause_under_pressure {
+            Some(true) => Config::gentle().pressure_file,
+            Some(false) => None,
+            None => config.pressure_file.clone(),
+        };
+        let rotating = match rotating {
+            Some(RotatingDisk::Auto) => Rotating::Auto,
+            Some(RotatingDisk::Yes) => Rotating::Yes,
+            Some(RotatingDisk::No) => Rotating::No,
+            None => config.rotating,
+        };
+        Config {
+            threads_max: threads.unwrap_or(config.threads_max),
+            entries_per_second: entries_per_second.unwrap_or(config.entries_per_second),
+            volume_budget: volume_budget.or(config.volume_budget),
+            low_priority: low_priority.unwrap_or(config.low_priority),
+            pressure_file,
+            rotating,
+            ..config
+        }
+    }
 }

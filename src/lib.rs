@@ -10,8 +10,8 @@
 //! NodePlan ─ worker (lp-measure) ─ metrics ─ exposition ─ pushgateway
 //! ```
 //!
-//! The programs: [`controller`] is one run over a cluster, [`worker`] measures one node. [`cli`] is their command line,
-//! [`exit`] how they end.
+//! The programs: [`controller`] is one run over a cluster, [`worker`] measures one node, [`measure`] directories of this
+//! machine. [`cli`] is their command line, [`exit`] how they end.
 //!
 //! What decides is pure, without clock, network or disk:
 //! - [`volumes`]: quantities, paths, node affinity, placement, and the plan. It knows no Kubernetes type.
@@ -32,6 +32,7 @@ pub mod deadlines;
 pub mod exit;
 pub mod exposition;
 pub mod kubernetes;
+pub mod measure;
 pub mod metrics;
 pub mod pushgateway;
 pub mod summary;
@@ -73,6 +74,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Worker(arguments) => {
             log_to_stderr(arguments.log);
             worker::main(arguments).into()
+        }
+        Command::Measure(arguments) => {
+            log_to_stderr(arguments.log);
+            measure::main(arguments).into()
         }
     }
 }

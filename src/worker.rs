@@ -32,6 +32,11 @@ const PUSH_BUDGET_AFTER_SIGNAL: Duration = Duration::from_secs(8);
 /// What one try of the push may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long the measuring threads may take to say that the time is up, before they count as hanging.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// The random delay at the start takes at most this share of the budget.
+const START_DELAY_SHARE: u32 = 10;
+
 /// Runs the worker.
 pub fn main(arguments: WorkerArguments) -> Exit {
     let started = Instant::now();
@@ -47,15 +52,23 @@ pub fn main(arguments: WorkerArguments) -> Exit {
         plan,
         termination_message,
         push,
+        start_delay_max,
+        pace,
         log: _,
     } = arguments;
+    let settings = Settings {
+        plan,
+        push,
+        start_delay_max,
+        config: pace.change(Config::gentle()),
+    };
     let mut summary = WorkerSummary {
         confined,
         ..WorkerSummary::default()
     };
     let exit = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let exit = runtime.block_on(work(&plan, push, started, &mut summary));
+            let exit = runtime.block_on(work(settings, started, &mut summary));
             // Tasks of the runtime may hang as its threads do.
             runtime.shutdown_background();
             exit
@@ -81,8 +94,22 @@ fn fail(summary: &mut WorkerSummary, exit: Exit, why: &str) -> Exit {
     exit
 }
 
-async fn work(plan: &Path, push: PushArguments, started: Instant, summary: &mut WorkerSummary) -> Exit {
-    let plan = match read_plan(plan) {
+/// What a worker is told by its command line.
+struct Settings {
+    plan: PathBuf,
+    push: PushArguments,
+    start_delay_max: Duration,
+    config: Config,
+}
+
+async fn work(settings: Settings, started: Instant, summary: &mut WorkerSummary) -> Exit {
+    let Settings {
+        plan,
+        push,
+        start_delay_max,
+        config,
+    } = settings;
+    let plan = match read_plan(&plan) {
         Ok(plan) => plan,
         Err(error) => {
             let is_version = matches!(error.downcast_ref(), Some(ReadError::Version { .. }));
@@ -113,7 +140,9 @@ async fn work(plan: &Path, push: PushArguments, started: Instant, summary: &mut 
     // A plan is compressed JSON: what a budget cannot be is cut to what it can.
     let budget = Duration::try_from_secs_f64(plan.budget_seconds).unwrap_or(Duration::ZERO);
     let push_budget = (budget / PUSH_SHARE).min(PUSH_BUDGET_MAX);
-    let (measurements, was_terminated) = measure(&plan, started + (budget - push_budget), &mut terminated).await;
+    let deadline = started + (budget - push_budget);
+    let delay = random_up_to(start_delay_max.min(budget / START_DELAY_SHARE));
+    let (measurements, was_terminated) = measure(&plan, config, delay, deadline, &mut terminated).await;
     log_failures(&plan, &measurements);
     tell(summary, &plan, &measurements);
     let times = WorkerTimes {
@@ -159,7 +188,15 @@ pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, G
 }
 
 /// Measures the volumes of the plan until all are done, `deadline` is there, or SIGTERM comes, and whether it came.
-async fn measure(plan: &NodePlan, deadline: Instant, terminated: &mut Signal) -> (Vec<Measurement>, bool) {
+async fn measure(
+    plan: &NodePlan,
+    config: Config,
+    delay: Duration,
+    deadline: Instant,
+    terminated: &mut Signal,
+) -> (Vec<Measurement>, bool) {
+    // SIGTERM in this time is noticed after it.
+    tokio::time::sleep(delay).await;
     let (deliver, mut delivered) = mpsc::unbounded_channel();
     let mut results: Vec<Option<Measurement>> = Vec::with_capacity(plan.volumes.len());
     let mut targets = Vec::new();
@@ -188,7 +225,7 @@ async fn measure(plan: &NodePlan, deadline: Instant, terminated: &mut Signal) ->
     let mut missing = targets.len();
     let config = Config {
         total_budget: Some(deadline.saturating_duration_since(Instant::now())),
-        ..Config::gentle()
+        ..config
     };
     let running = lp_measure::start(targets, config, move |target, measurement| {
         // The other end is gone only when the time is up.
@@ -202,7 +239,7 @@ async fn measure(plan: &NodePlan, deadline: Instant, terminated: &mut Signal) ->
                     missing -= 1;
                 }
             }
-            () = tokio::time::sleep_until(deadline.into()) => break,
+            () = tokio::time::sleep_until((deadline + ANSWER_PATIENCE).into()) => break,
             _ = terminated.recv() => {
                 unanswered = State::Cancelled;
                 break;
@@ -218,6 +255,15 @@ async fn measure(plan: &NodePlan, deadline: Instant, terminated: &mut Signal) ->
         result.unwrap_or_else(|| Measurement::without_number(unanswered, Some(detail(unanswered).to_owned())))
     });
     (results.collect(), unanswered == State::Cancelled)
+}
+
+/// A random time, evenly from nothing to `longest`; no time at all where the kernel gives no random bytes.
+fn random_up_to(longest: Duration) -> Duration {
+    let mut bytes = [0_u8; 4];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(_) => longest.mul_f64(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)),
+        Err(_) => Duration::ZERO,
+    }
 }
 
 /// The way from a base directory to a path beneath it.

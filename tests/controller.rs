@@ -29,7 +29,8 @@ const IMAGE: &str = "registry.example/lp-exporter:1";
 const BASES: [&str; 4] = ["--base-path", "/opt/local-path-provisioner", "--base-path", "/data1"];
 /// Longer than any run here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// activeDeadlineSeconds of a run whose clock is to run out: the shortest that the program takes.
+/// activeDeadlineSeconds of a run whose clock is to run out: the shortest that the program takes, with the shortest
+/// interval.
 const SHORT_DEADLINE_SECONDS: u64 = 16;
 
 /// All that the controller may do; the manifests' roles say the same.
@@ -62,16 +63,12 @@ impl Stage {
         let server = ApiServer::start().await;
         let gateway = Pushgateway::start().await;
         let folder = tempfile::tempdir().expect("a temporary directory can be made");
-        let mut kubelet = Kubelet::new(Path::new(PROGRAM), &folder.path().join("workers"));
-        for name in ["node-1", "node-2", "node-3"] {
-            server.put(objects::node(name));
-            kubelet = kubelet.node(name, &folder.path().join(name));
-        }
+        let kubelet = Kubelet::new(Path::new(PROGRAM), &folder.path().join("workers"));
         for object in controller_of_cronjob(OWN_JOB, IMAGE) {
             server.put(object);
         }
         server.restrict_to(rights());
-        let stage = Stage {
+        let mut stage = Stage {
             server,
             gateway,
             kubelet: Some(kubelet),
@@ -79,10 +76,20 @@ impl Stage {
             pushgateway_url: None,
             in_cluster: true,
         };
+        for node in ["node-1", "node-2", "node-3"] {
+            stage.add_node(node);
+        }
         stage.add(&Volume::local_path("node-1", "shop", "data", "1Gi"));
         stage.add(&Volume::local_path_data1("node-2", "shop", "data-1", "5G"));
         stage.add(&Volume::local_path("node-3", "ops", "data", "100M"));
         stage
+    }
+
+    /// Adds a node that is Ready.
+    fn add_node(&mut self, name: &str) {
+        self.server.put(objects::node(name));
+        let root = self.folder.path().join(name);
+        self.kubelet = self.kubelet.take().map(|kubelet| kubelet.node(name, &root));
     }
 
     /// Adds a volume with its claim and its directory, in which a file of one block lies.
@@ -171,12 +178,8 @@ impl Stage {
 
     /// The workers' Jobs that are there.
     fn jobs(&self) -> Vec<Value> {
-        let is_own = |job: &Value| job["metadata"]["name"] == OWN_JOB;
-        self.server
-            .objects("jobs")
-            .into_iter()
-            .filter(|job| !is_own(job))
-            .collect()
+        let is_worker = |job: &Value| job["metadata"]["labels"]["app.kubernetes.io/component"] == "worker";
+        self.server.objects("jobs").into_iter().filter(is_worker).collect()
     }
 
     fn lease(&self) -> Value {
@@ -221,8 +224,8 @@ struct Case {
     /// Each has to be in what the controller writes.
     says: &'static [&'static str],
     samples: &'static [Expected],
-    /// The nodes that Jobs are made for, in any order; those of the stage, unless said.
-    jobs_made: &'static [&'static str],
+    /// The nodes that Jobs are made for, in the order of their names, once for each; `None` where chance decides.
+    jobs_made: Option<&'static [&'static str]>,
     /// The nodes whose Jobs stay.
     jobs_left: &'static [&'static str],
     /// Whether the groups with the report and with the success are pushed.
@@ -240,7 +243,7 @@ const WELL: Case = Case {
     code: 0,
     says: &[],
     samples: &[],
-    jobs_made: ALL,
+    jobs_made: Some(ALL),
     jobs_left: &[],
     pushes: (true, true),
     check: |_stage, _ended| {},
@@ -248,7 +251,7 @@ const WELL: Case = Case {
 
 /// A run that ends before it has pushed anything or made any Job.
 const EARLY: Case = Case {
-    jobs_made: &[],
+    jobs_made: Some(&[]),
     pushes: (false, false),
     ..WELL
 };
@@ -283,7 +286,9 @@ async fn check(case: Case) {
     }
     let mut made = stage.jobs_made();
     made.sort();
-    assert_eq!(made, jobs_made, "Jobs made:\n{said}");
+    if let Some(jobs_made) = jobs_made {
+        assert_eq!(made, jobs_made, "Jobs made:\n{said}");
+    }
     let left: Vec<String> = stage.jobs().iter().map(pinned_to).collect();
     assert_eq!(left, jobs_left, "Jobs left:\n{said}");
     let is_pushed = |job| stage.gateway.group(&[("job", job)]).is_some();
@@ -359,6 +364,11 @@ macro_rules! scenarios {
     };
 }
 
+/// 253 characters.
+const LONGEST_NODE: &str = "a-node-whose-name-is-as-long-as-a-name-can-be.rack-0123456789.row-0123456789.room-0123456789.\
+    building-0123456789.site-0123456789.region-0123456789.continent-0123456789.planet-0123456789.system-0123456789.\
+    galaxy-0123456789.universe-0123456789.example.com";
+
 const USED: &str = "local_volume_stats_used_bytes";
 const CAPACITY: &str = "local_volume_stats_capacity_bytes";
 const SKIPPED: &str = "lp_exporter_volumes_skipped";
@@ -415,7 +425,7 @@ scenarios! {
             }
         },
         samples: &[(LISTED, &[], Some(0.0)), ("lp_exporter_run_complete", &[], Some(1.0))],
-        jobs_made: &[],
+        jobs_made: Some(&[]),
         ..WELL
     };
 
@@ -432,6 +442,30 @@ scenarios! {
             (LISTED, &[], Some(4.0)),
             (USED, &[("node", "node-1")], Some(8192.0)),
         ],
+        ..WELL
+    };
+
+    an_undecodable_claim_costs_nothing: Case {
+        prepare: |stage| {
+            stage.server.update("persistentvolumeclaims", "shop", "data", |claim| claim["spec"]["accessModes"] = 7.into());
+        },
+        says: &["data"],
+        samples: &[(CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)), (LISTED, &[], Some(3.0))],
+        ..WELL
+    };
+
+    /// As long as Kubernetes allows, with dots: no label and no Job could be named so.
+    a_node_with_the_longest_name: Case {
+        prepare: |stage| {
+            let node = LONGEST_NODE;
+            stage.add_node(node);
+            stage.add(&Volume::local_path(node, "shop", "far", "1Gi"));
+        },
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "far"), ("node", LONGEST_NODE)], Some(8192.0)),
+            (MEASURED, &[("node", LONGEST_NODE)], Some(1.0)),
+        ],
+        jobs_made: Some(&[LONGEST_NODE, "node-1", "node-2", "node-3"]),
         ..WELL
     };
 
@@ -492,12 +526,15 @@ scenarios! {
             let broken = Refusal::new(500, "InternalError", "etcdserver: request timed out");
             stage.server.script(Rule::on("list", "nodes", Answer::Refuse(broken.clone())).times(1));
             stage.server.script(Rule::on("create", "jobs", Answer::Refuse(broken.clone())).times(1));
+            let quicker = Refusal::new(409, "AlreadyExists", "leases.coordination.k8s.io \"lp-exporter\" already exists");
+            stage.server.script(Rule::on("create", "leases", Answer::Refuse(quicker)).times(1));
             stage.server.script(Rule::on("get", "pods", Answer::Refuse(broken)).times(1));
             stage.gateway.script("PUT", "lp-exporter", Fault::Status(503, "not yet".to_owned()), Some(1));
             stage.gateway.script("PUT", "lp-exporter", Fault::Cut, Some(1));
         },
         samples: &[("lp_exporter_run_complete", &[], Some(1.0))],
-        jobs_made: &["node-1", "node-1", "node-2", "node-3"],
+        jobs_made: None,
+        check: |stage, _ended| assert_eq!(stage.jobs_made().len(), 4),
         ..WELL
     };
 
@@ -509,7 +546,8 @@ scenarios! {
             stage.server.script(Rule::on("create", "leases", Answer::CutAfterwards).times(1));
         },
         samples: &[("lp_exporter_run_complete", &[], Some(1.0))],
-        jobs_made: &["node-1", "node-1", "node-2", "node-3"],
+        jobs_made: None,
+        check: |stage, _ended| assert_eq!(stage.jobs_made().len(), 4),
         ..WELL
     };
 
@@ -560,6 +598,10 @@ scenarios! {
     };
 }
 
+/// What a worker that went well leaves in its termination message.
+const SUMMARY: &str = r#"{"node":"node-1","run":"","states":{"complete":1},"delivered":true,"seconds":0.1,
+    "peak_memory_bytes":9000000,"confined":true}"#;
+
 // What goes wrong on a node costs that node.
 scenarios! {
     a_node_that_is_not_ready_gets_no_job: Case {
@@ -576,18 +618,47 @@ scenarios! {
             ("lp_exporter_volumes_node_not_measured", &[("reason", "not_ready")], Some(1.0)),
             ("lp_exporter_run_complete", &[], Some(0.0)),
         ],
-        jobs_made: &["node-1", "node-3"],
+        jobs_made: Some(&["node-1", "node-3"]),
         ..WELL
     };
 
     a_node_that_is_lost_is_told_at_once: Case {
         prepare: |stage| stage.fate("node-2", Fate::LoseNode),
-        says: &["node-2", "lost"],
         samples: &[
             (NOT_MEASURED, &[("node", "node-2"), ("reason", "lost")], Some(1.0)),
             (USED, &[("node", "node-3")], Some(8192.0)),
         ],
-        check: |_stage, ended| assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took),
+        check: |_stage, ended| assert!(ended.took < Duration::from_secs(12), "{:?}", ended.took),
+        ..WELL
+    };
+
+    /// An eviction is no failure: the Job makes another pod.
+    an_evicted_worker_is_followed_to_the_next_pod: Case {
+        prepare: |stage| stage.fate("node-2", Fate::Evict),
+        samples: &[(USED, &[("node", "node-2")], Some(8192.0)), (MEASURED, &[("node", "node-2")], Some(1.0))],
+        ..WELL
+    };
+
+    /// On a node that is cut off a Job is failing for ever.
+    a_job_that_never_fails_is_not_waited_for: Case {
+        prepare: |stage| stage.fate("node-2", Fate::NeverFails),
+        says: &["DeadlineExceeded"],
+        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "worker_failed")], Some(1.0))],
+        check: |_stage, ended| assert!(ended.took < Duration::from_secs(12), "{:?}", ended.took),
+        ..WELL
+    };
+
+    /// The end of the Job may be seen before that of its pod: what the worker said is not lost by that.
+    an_end_that_is_seen_late_is_told_with_its_words: Case {
+        prepare: |stage| {
+            stage.fate("node-1", Fate::JobFirst(0, "Completed", SUMMARY));
+            stage.fate("node-2", Fate::JobFirst(137, "OOMKilled", ""));
+        },
+        samples: &[
+            ("lp_exporter_worker_confined", &[("node", "node-1")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "out_of_memory")], Some(1.0)),
+        ],
+        jobs_left: &["node-2"],
         ..WELL
     };
 
@@ -608,6 +679,23 @@ scenarios! {
     a_worker_that_cannot_deliver_is_told_as_such: Case {
         prepare: |stage| stage.fate("node-2", Fate::Exit(5, "Error", String::new())),
         samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "not_delivered")], Some(1.0))],
+        jobs_left: &["node-2"],
+        ..WELL
+    };
+
+    /// The real worker against a Pushgateway that does not want its numbers.
+    numbers_that_the_pushgateway_refuses_are_not_delivered: Case {
+        prepare: |stage| {
+            let refused = Fault::Status(400, "pushed metrics are invalid: too long a label".to_owned());
+            stage.gateway.script("PUT", "/node/node-2", refused, None);
+            stage.gateway.script("PUT", "/node/node-3", Fault::Status(503, "not now".to_owned()), Some(1));
+        },
+        says: &["node-2", "not_delivered", "too long a label"],
+        samples: &[
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "not_delivered")], Some(1.0)),
+            (USED, &[("node", "node-2")], None),
+            (USED, &[("node", "node-3")], Some(8192.0)),
+        ],
         jobs_left: &["node-2"],
         ..WELL
     };
@@ -635,32 +723,33 @@ scenarios! {
         ..WELL
     };
 
-    a_pod_without_a_place_is_told: Case {
+    /// Each node has its own trouble, and each is told as soon as it is sure.
+    what_keeps_a_worker_from_starting_is_told: Case {
         prepare: |stage| {
-            stage.fate("node-2", Fate::Unschedulable("0/3 nodes are available: 1 Insufficient pods."));
-        },
-        says: &["node-2", "unschedulable", "Insufficient pods"],
-        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "unschedulable")], Some(1.0))],
-        ..WELL
-    };
-
-    an_image_that_is_not_there_is_told: Case {
-        prepare: |stage| {
+            stage.fate("node-1", Fate::Unschedulable("0/3 nodes are available: 1 Insufficient pods."));
             let why = "Container image \"registry.example/lp-exporter:1\" is not present with pull policy of Never";
             stage.fate("node-2", Fate::Waiting("ErrImageNeverPull", why));
+            stage.fate("node-3", Fate::NoPod);
+            for (node, fate) in [
+                ("node-4", Fate::Waiting("CreateContainerError", "failed to create shim task")),
+                ("node-5", Fate::LoseNode),
+            ] {
+                stage.add_node(node);
+                stage.add(&Volume::local_path(node, "shop", node, "1Gi"));
+                stage.fate(node, fate);
+            }
         },
-        says: &["node-2", "image_unavailable", "pull policy of Never"],
-        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "image_unavailable")], Some(1.0))],
-        ..WELL
-    };
-
-    a_container_that_cannot_be_made_is_told: Case {
-        prepare: |stage| {
-            let why = "failed to create containerd task: failed to create shim task";
-            stage.fate("node-2", Fate::Waiting("CreateContainerError", why));
-        },
-        says: &["node-2", "container_not_created", "shim task"],
-        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "container_not_created")], Some(1.0))],
+        says: &["Insufficient pods", "pull policy of Never", "made no pod", "shim task", "not Ready any more"],
+        samples: &[
+            (NOT_MEASURED, &[("node", "node-1"), ("reason", "unschedulable")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "image_unavailable")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-3"), ("reason", "pod_not_created")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-4"), ("reason", "container_not_created")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-5"), ("reason", "lost")], Some(1.0)),
+            ("lp_exporter_run_complete", &[], Some(0.0)),
+        ],
+        jobs_made: Some(&["node-1", "node-2", "node-3", "node-4", "node-5"]),
+        check: |_stage, ended| assert!(ended.took < Duration::from_secs(60), "{:?}", ended.took),
         ..WELL
     };
 
@@ -678,14 +767,7 @@ scenarios! {
             ("local_volume_scan_state", &[("persistentvolumeclaim", "data-1"), ("state", "base_missing")], Some(1.0)),
             (MEASURED, &[("node", "node-2")], Some(1.0)),
         ],
-        jobs_made: &["node-1", "node-2", "node-2", "node-3"],
-        ..WELL
-    };
-
-    a_job_without_a_pod_is_told: Case {
-        prepare: |stage| stage.fate("node-2", Fate::NoPod),
-        says: &["node-2", "pod_not_created"],
-        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "pod_not_created")], Some(1.0))],
+        jobs_made: Some(&["node-1", "node-2", "node-2", "node-3"]),
         ..WELL
     };
 
@@ -695,6 +777,7 @@ scenarios! {
             stage.short_deadline();
             stage.fate("node-2", Fate::Hang);
         },
+        arguments: &["--interval=60s"],
         says: &["node-2", "timed_out"],
         samples: &[
             (NOT_MEASURED, &[("node", "node-2"), ("reason", "timed_out")], Some(1.0)),
@@ -735,7 +818,7 @@ scenarios! {
         },
         arguments: &["--strict"],
         code: 3,
-        jobs_made: &["node-1", "node-3"],
+        jobs_made: Some(&["node-1", "node-3"]),
         ..WELL
     };
 
@@ -762,9 +845,9 @@ scenarios! {
     forbidden_to_list_claims: forbidden("list", "persistentvolumeclaims");
     forbidden_to_get_leases: forbidden("get", "leases");
     forbidden_to_create_leases: forbidden("create", "leases");
-    forbidden_to_watch_nodes: forbidden("watch", "nodes");
-    forbidden_to_watch_jobs: forbidden("watch", "jobs");
-    forbidden_to_watch_pods: forbidden("watch", "pods");
+    forbidden_to_watch_nodes: Case { jobs_made: None, pushes: (true, false), ..forbidden("watch", "nodes") };
+    forbidden_to_watch_jobs: Case { jobs_made: None, pushes: (true, false), ..forbidden("watch", "jobs") };
+    forbidden_to_watch_pods: Case { jobs_made: None, pushes: (true, false), ..forbidden("watch", "pods") };
 
     forbidden_to_create_jobs: Case {
         prepare: |stage| stage.server.script(Rule::on("create", "jobs", Answer::Forbid)),
@@ -780,6 +863,14 @@ scenarios! {
         ..WELL
     };
 
+    /// Nothing is lost by it but order: the Jobs stay for the next run.
+    forbidden_to_delete_jobs: Case {
+        prepare: |stage| stage.server.script(Rule::on("delete", "jobs", Answer::Forbid)),
+        says: &["could not delete jobs", "cannot delete resource \"jobs\""],
+        jobs_left: ALL,
+        ..WELL
+    };
+
     an_api_server_out_of_reach: Case {
         prepare: |stage| stage.server.script(Rule::any(Answer::Cut)),
         code: 4,
@@ -789,7 +880,8 @@ scenarios! {
     };
 }
 
-/// A run without one of its rights: it says which, and ends with 4 and without a success.
+/// A run without one of its rights: it says which, and ends with 4 and without a success. What a watch is for shows
+/// only after the plan.
 fn forbidden(verb: &'static str, resource: &'static str) -> Case {
     // A function pointer holds no values: the arguments of each are found again by their names.
     macro_rules! rights {
@@ -834,6 +926,7 @@ scenarios! {
             stage.short_deadline();
             stage.pushgateway_url = Some("http://127.0.0.1:9".to_owned());
         },
+        arguments: &["--interval=60s"],
         code: 5,
         says: &["127.0.0.1:9"],
         ..EARLY
@@ -1055,7 +1148,7 @@ scenarios! {
             stage.server.put(json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
-                    "name": "left-hanging-x7k2p", "namespace": NAMESPACE, "labels": worker_labels(),
+                    "name": "left-hanging-x7k20", "namespace": NAMESPACE, "labels": worker_labels(),
                     "finalizers": ["stand-in/never-ends"],
                     "ownerReferences": [{
                         "apiVersion": "batch/v1", "kind": "Job", "name": "left-hanging", "uid": "uid-of-left-hanging",
@@ -1066,12 +1159,12 @@ scenarios! {
                 "status": {"phase": "Running"},
             }));
         },
-        says: &["node-2", "earlier_worker_hangs", "left-hanging-x7k2p"],
+        says: &["node-2", "earlier_worker_hangs", "left-hanging-x7k20"],
         samples: &[
             (NOT_MEASURED, &[("node", "node-2"), ("reason", "earlier_worker_hangs")], Some(1.0)),
             (USED, &[("node", "node-1")], Some(8192.0)),
         ],
-        jobs_made: &["node-1", "node-3"],
+        jobs_made: Some(&["node-1", "node-3"]),
         ..WELL
     };
 }
@@ -1226,6 +1319,7 @@ async fn a_run_that_loses_its_lease_ends() {
         "the report is the other run's to push"
     );
     assert_eq!(stage.lease()["spec"]["holderIdentity"], "uid-of-another-job");
+    assert!(stage.jobs().is_empty(), "workers are left: {}", ended.said);
 }
 
 /// Watches that break and versions that are too old are taken up again.
@@ -1252,6 +1346,21 @@ async fn a_run_survives_broken_watches() {
         "{}",
         ended.said
     );
+}
+
+/// No more workers at once than are allowed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_run_as_many_at_once_as_allowed() {
+    let mut stage = Stage::new().await;
+    for node in ["node-4", "node-5", "node-6"] {
+        stage.add_node(node);
+        stage.add(&Volume::local_path(node, "shop", node, "1Gi"));
+    }
+    let at_once = stage.kubelet.as_ref().expect("it is not attached yet").at_once();
+    let ended = stage.run(&["--parallel-jobs=2"]).await;
+    assert_eq!(ended.code, 0, "{}", ended.said);
+    assert_eq!(stage.gateway.samples(USED).len(), 6, "{}", ended.said);
+    assert!((1..=2).contains(&at_once.most()), "{} at once", at_once.most());
 }
 
 /// Pods after ten good runs are as many as after one.

@@ -33,27 +33,31 @@ pub(crate) fn is_cold(blocked: f64) -> bool {
 /// What a thread did since it began, or between two readings of that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Times {
-    /// On a processor, or ready and waiting for one.
+    /// On a processor.
     pub(crate) running: Duration,
+    /// Waiting for a processor.
+    pub(crate) ready: Duration,
     /// Without anything to do, or told to rest.
     pub(crate) resting: Duration,
 }
 
-/// The share of the time it wanted to work for which a thread was blocked; nothing if it hardly wanted to.
+/// What being blocked takes of a thread's own time, which is that and being on a processor; nothing if it hardly wanted
+/// to work. Waiting for a processor is neither: on a busy node it would hide how slow the disk is.
 pub(crate) fn blocked_share(before: Times, after: Times, wall: Duration) -> Option<f64> {
     let working = wall.checked_sub(after.resting.saturating_sub(before.resting))?;
     if working < wall / 4 {
         return None;
     }
+    let own = working.saturating_sub(after.ready.saturating_sub(before.ready));
     let running = after.running.saturating_sub(before.running);
-    Some(working.saturating_sub(running).as_secs_f64() / working.as_secs_f64())
+    Some(own.saturating_sub(running).as_secs_f64() / own.as_secs_f64().max(1e-9))
 }
 
-/// Running and waiting for a processor, in /proc/…/schedstat.
-pub(crate) fn parse_schedstat(text: &str) -> Option<Duration> {
+/// Running, and waiting for a processor, in /proc/…/schedstat.
+pub(crate) fn parse_schedstat(text: &str) -> Option<(Duration, Duration)> {
     let mut numbers = text.split_ascii_whitespace().map(str::parse::<u64>);
     let (running, ready) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some(Duration::from_nanos(running.saturating_add(ready)))
+    Some((Duration::from_nanos(running), Duration::from_nanos(ready)))
 }
 
 /// Lets so many entries pass in a second, all threads together.
@@ -207,6 +211,7 @@ mod tests {
     fn resting_is_not_being_blocked() {
         let times = |running, resting| Times {
             running: ms(running),
+            ready: ms(0),
             resting: ms(resting),
         };
         assert_eq!(blocked_share(times(0, 0), times(20, 0), ms(20)), Some(0.0));
@@ -214,6 +219,11 @@ mod tests {
         assert_eq!(blocked_share(times(0, 0), times(10, 10), ms(20)), Some(0.0));
         assert_eq!(blocked_share(times(0, 0), times(0, 16), ms(20)), None);
         assert_eq!(blocked_share(times(0, 0), times(0, 30), ms(20)), None);
+        let starved = Times {
+            ready: ms(16),
+            ..times(2, 0)
+        };
+        assert_eq!(blocked_share(times(0, 0), starved, ms(20)), Some(0.5));
     }
 
     #[test]
@@ -272,7 +282,10 @@ mod tests {
             "some avg10=1.00 avg60=0.00 avg300=0.00 total=2500\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
         assert_eq!(parse_pressure(text), Some(Duration::from_micros(2500)));
         assert_eq!(parse_pressure("full total=7"), None);
-        assert_eq!(parse_schedstat("1000 500 3\n"), Some(Duration::from_nanos(1500)));
+        assert_eq!(
+            parse_schedstat("1000 500 3\n"),
+            Some((Duration::from_nanos(1000), Duration::from_nanos(500)))
+        );
         assert_eq!(parse_schedstat(""), None);
     }
 }

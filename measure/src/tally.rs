@@ -134,7 +134,10 @@ impl Tally {
         self.entries += 1;
         if self.state == State::Complete {
             self.state = state;
-            self.detail = Some(format!("{}: {}", place.path.display(), place.error));
+            // An empty path is the volume's own directory.
+            let is_own = place.path.as_os_str().is_empty();
+            let detail = format!("{}: {}", place.path.display(), place.error);
+            self.detail = Some(if is_own { place.error.clone() } else { detail });
         }
         if self.first_errors.len() < FIRST_ERRORS {
             self.first_errors.push(place);

@@ -876,8 +876,10 @@ impl Shared {
 fn times_of(slot: &Slot, now: Duration) -> Option<Times> {
     let thread = slot.thread.load(Relaxed);
     let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let (running, ready) = pace::parse_schedstat(&text)?;
     Some(Times {
-        running: pace::parse_schedstat(&text)?,
+        running,
+        ready,
         resting: slot.resting(now),
     })
 }

@@ -93,6 +93,13 @@ impl Disk {
         }
     }
 
+    /// Unmounts and mounts: what the journal still holds would be in memory else.
+    fn forget(&self) {
+        run("umount", &[self.path().to_str().unwrap()]);
+        run("mount", &[&self.mapped(), self.path().to_str().unwrap()]);
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    }
+
     fn load(&self, target: &str) {
         run("dmsetup", &["load", self.name, "--table", &self.table(target)]);
         run("dmsetup", &["suspend", "--noflush", "--nolockfs", self.name]);
@@ -121,10 +128,6 @@ fn plant(path: &Path) {
     run("sync", &[]);
 }
 
-fn forget_caches() {
-    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-}
-
 fn healthy() -> tempfile::TempDir {
     let healthy = tempfile::tempdir().unwrap();
     plant(healthy.path());
@@ -139,8 +142,8 @@ fn a_disk_that_fails_is_a_state_and_no_number() {
     plant(&disk.path());
     let healthy = healthy();
     for rotating in [Rotating::No, Rotating::Yes] {
-        forget_caches();
-        // The volume's own directory is still known; what is below is not.
+        disk.forget();
+        // The volume's own directory can be opened; what is below cannot be read.
         let _known = fs::File::open(disk.path().join("1")).unwrap();
         disk.load("error");
         let targets = vec![inside(&disk.path(), "1"), inside(healthy.path(), "1")];
@@ -182,7 +185,7 @@ fn a_disk_that_hangs_costs_no_other_volume_its_number() {
         threads_max: 2.try_into().unwrap(),
         ..Config::full_speed()
     };
-    forget_caches();
+    disk.forget();
     run("dmsetup", &["suspend", "--noflush", "--nolockfs", disk.name]);
     let began = Instant::now();
     let (sender, receiver) = std::sync::mpsc::channel();

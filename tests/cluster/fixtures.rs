@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::kubectl::{apply, eventually, get, items, kubectl, on_node};
+use crate::runs::has_condition;
 use crate::settings::{NodeCommand, Settings};
 
 /// Two namespaces with claims of the same names.
@@ -119,10 +120,13 @@ pub(crate) fn fill(settings: &Settings, nodes: &Nodes, claims: &[Claim]) -> Resu
         || {
             for namespace in NAMESPACES {
                 let pods = get(&["pods", "-n", namespace, "-l", "app=writer"])?;
-                let ready = items(&pods)
-                    .iter()
-                    .filter(|pod| pod["status"]["containerStatuses"][0]["ready"] == true)
-                    .count();
+                if items(&pods).iter().any(|pod| pod["status"]["phase"] == "Failed") {
+                    // An evicted pod stays evicted.
+                    let failed = "--field-selector=status.phase=Failed";
+                    kubectl(&["delete", "pods", "-n", namespace, "-l", "app=writer", failed])?;
+                    apply(&objects)?;
+                }
+                let ready = items(&pods).iter().filter(|pod| has_condition(pod, "Ready")).count();
                 ensure!(ready == 3, "{ready} of 3 writers are ready in {namespace}");
             }
             Ok(())
@@ -251,6 +255,8 @@ fn writer(settings: &Settings, namespace: &str, node: &str, claims: &[&Claim]) -
     script = format!("{FILL}\n{script}\nsync\ntouch /tmp/filled\nsleep 1000000");
     let mut pod = busybox_pod(settings, namespace, &format!("writer-{node}"), node, &script);
     pod["metadata"]["labels"] = json!({"app": "writer"});
+    // A node that was cut off starts it again.
+    pod["spec"]["restartPolicy"] = json!("Always");
     let volumes: Vec<_> = claims
         .iter()
         .map(|claim| json!({"name": claim.name, "persistentVolumeClaim": {"claimName": claim.name}}))
@@ -271,6 +277,7 @@ fn writer(settings: &Settings, namespace: &str, node: &str, claims: &[&Claim]) -
 const FILL: &str = r#"
 fill() {
   cd "$1"
+  rm -rf ./*
   mkdir -p small/deeper/still "line
 break" private
   n=0

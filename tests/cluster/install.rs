@@ -34,12 +34,14 @@ pub(crate) fn choose_nodes() -> Result<Nodes> {
         return Ok(Nodes { home, troubled, lost });
     }
     let pods = get(&["pods", "-A"])?;
-    let tied_pods = |node: &str| {
-        let is_tied = |pod: &&Value| {
-            pod["spec"]["nodeName"] == node && pod["metadata"]["ownerReferences"][0]["kind"] == "ReplicaSet"
-        };
-        items(&pods).iter().filter(is_tied).count()
+    let on = |node: &str, is_meant: fn(&Value) -> bool| {
+        items(&pods)
+            .iter()
+            .filter(|pod| pod["spec"]["nodeName"] == node && is_meant(pod))
+            .count()
     };
+    let is_dns = |pod: &Value| pod["metadata"]["labels"]["k8s-app"] == "kube-dns";
+    let is_tied = |pod: &Value| pod["metadata"]["ownerReferences"][0]["kind"] == "ReplicaSet";
     let free = items(&nodes).iter().filter(|node| node["spec"]["taints"].is_null());
     let mut names: Vec<_> = free.map(|node| text(&node["metadata"]["name"])).collect();
     ensure!(
@@ -47,8 +49,8 @@ pub(crate) fn choose_nodes() -> Result<Nodes> {
         "this test needs three nodes without taints, there are {}",
         names.len()
     );
-    // What the cluster itself needs stays on nodes that nothing happens to.
-    names.sort_by_key(|name| tied_pods(name));
+    // What the cluster itself needs, names first, stays on the node that nothing happens to.
+    names.sort_by_key(|name| (on(name, is_dns), on(name, is_tied)));
     let [lost, troubled] = [names[0].clone(), names[1].clone()];
     let home = names.last().context("three names")?.clone();
     for (role, name) in [("home", &home), ("troubled", &troubled), ("lost", &lost)] {
@@ -128,15 +130,7 @@ pub(crate) fn validate(settings: &Settings, nodes: &Nodes) -> Result<()> {
     for overlay in ["manifests/overlays/default", "components"] {
         let overlay = folder.path().join(overlay);
         let objects = kubectl(&["kustomize", overlay.to_str().context("a path that is text")?])?;
-        let check = [
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--dry-run=server",
-            "--validate=strict",
-            "-f",
-            "-",
-        ];
+        let check = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
         kubectl_with_input(&check, &objects)?;
     }
     Ok(())

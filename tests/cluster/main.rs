@@ -97,12 +97,6 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         ),
         trial(
             s,
-            "a_node_under_disk_pressure",
-            &[&s.disk_pressure],
-            steps::nodes::a_node_under_disk_pressure,
-        ),
-        trial(
-            s,
             "a_node_cut_off_before_a_run",
             &[&s.node_stop, &s.node_start],
             steps::nodes::cut_off_before_a_run,
@@ -112,6 +106,12 @@ fn trials(settings: &Settings) -> Vec<Trial> {
             "a_node_cut_off_during_a_run",
             &[&s.node_stop, &s.node_start],
             steps::nodes::cut_off_during_a_run,
+        ),
+        trial(
+            s,
+            "a_node_under_disk_pressure",
+            &[&s.disk_pressure],
+            steps::nodes::a_node_under_disk_pressure,
         ),
         trial(
             s,

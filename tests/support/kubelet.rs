@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use super::objects::set_condition;
 const CONFIG_MAP_PATIENCE: Duration = Duration::from_secs(20);
 /// What a worker gets between SIGTERM and SIGKILL.
 const GRACE_PERIOD: Duration = Duration::from_secs(5);
+/// Between the end of a pod and that of its Job; on a cluster it was two seconds.
+const JOB_CONTROLLER_DELAY: Duration = Duration::from_millis(400);
 /// kubelet keeps that much of a termination message.
 const TERMINATION_MESSAGE_LIMIT_BYTES: usize = 4096;
 
@@ -39,6 +42,12 @@ pub enum Fate {
     RunWith(fn(&mut Value)),
     /// Its container ends at once: exit code, kubelet's reason, termination message.
     Exit(i32, &'static str, String),
+    /// The same, but the end of the Job is seen before that of its pod: nothing orders two watches.
+    JobFirst(i32, &'static str, &'static str),
+    /// Its pod is evicted, and the Job makes another one, whose worker is run.
+    Evict,
+    /// Its pod does not go away, as on a node that is cut off: the Job fails and never says that it has failed.
+    NeverFails,
     /// Its pod finds no node, with the scheduler's message.
     Unschedulable(&'static str),
     /// Its container does not come to be: kubelet's reason and message.
@@ -47,8 +56,6 @@ pub enum Fate {
     Hang,
     /// Its container runs, and then its node stops to answer.
     LoseNode,
-    /// Its container runs until the Job is deleted, and its pod stays Terminating even then.
-    Stuck,
     /// It gets no pod.
     NoPod,
 }
@@ -59,6 +66,29 @@ pub struct Kubelet {
     scratch: PathBuf,
     roots: BTreeMap<String, PathBuf>,
     fates: BTreeMap<String, VecDeque<Fate>>,
+    at_once: Arc<AtOnce>,
+}
+
+/// How many workers run, and the most that ever ran at once.
+#[derive(Default)]
+pub struct AtOnce {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl AtOnce {
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    fn one_more(&self) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn one_less(&self) {
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Kubelet {
@@ -69,7 +99,13 @@ impl Kubelet {
             scratch: scratch.to_owned(),
             roots: BTreeMap::new(),
             fates: BTreeMap::new(),
+            at_once: Arc::default(),
         }
+    }
+
+    /// Counts the workers that run.
+    pub fn at_once(&self) -> Arc<AtOnce> {
+        self.at_once.clone()
     }
 
     /// Adds a node whose root is this directory.
@@ -91,6 +127,7 @@ impl Kubelet {
             program: self.program,
             scratch: self.scratch,
             roots: self.roots,
+            at_once: self.at_once,
         });
         server.on_job(move |server, job| {
             let node = pinned_to(&job);
@@ -101,6 +138,7 @@ impl Kubelet {
                 machine: machine.clone(),
                 job,
                 node,
+                pods: AtomicUsize::new(0),
             };
             async move { work.follow(fate).await }
         });
@@ -112,6 +150,7 @@ struct Machine {
     program: PathBuf,
     scratch: PathBuf,
     roots: BTreeMap<String, PathBuf>,
+    at_once: Arc<AtOnce>,
 }
 
 /// One Job on its way.
@@ -120,6 +159,8 @@ struct Work {
     machine: Arc<Machine>,
     job: Value,
     node: String,
+    /// Pods of the Job before the present one.
+    pods: AtomicUsize,
 }
 
 impl Work {
@@ -134,7 +175,41 @@ impl Work {
             Fate::RunWith(change) => self.run(change).await,
             Fate::Exit(code, reason, message) => {
                 self.running();
-                self.end(code, reason, &message);
+                self.end(code, reason, &message).await;
+            }
+            Fate::JobFirst(code, reason, message) => {
+                self.running();
+                self.end_job(code);
+                tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
+                self.end_pod(code, reason, message);
+            }
+            Fate::Evict => {
+                self.running();
+                self.change_pod(|pod| {
+                    pod["status"]["phase"] = "Failed".into();
+                    pod["status"]["reason"] = "Evicted".into();
+                    pod["status"]["conditions"] = json!([{
+                        "type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet",
+                        "message": "The node was low on resource: ephemeral-storage.", "lastTransitionTime": now(),
+                    }]);
+                });
+                tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
+                self.pods.fetch_add(1, Ordering::SeqCst);
+                self.server.put(self.pod());
+                self.run(|_plan| {}).await;
+            }
+            Fate::NeverFails => {
+                self.running();
+                self.change_pod(|pod| {
+                    pod["metadata"]["finalizers"] = json!(["stand-in/never-ends"]);
+                    pod["metadata"]["deletionTimestamp"] = now().into();
+                });
+                self.server.update("jobs", self.namespace(), self.name(), |job| {
+                    job["status"] = json!({"active": 0, "terminating": 1, "conditions": [{
+                        "type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded",
+                        "message": "Job was active longer than specified deadline", "lastTransitionTime": now(),
+                    }]});
+                });
             }
             Fate::Unschedulable(message) => self.status(&json!({"phase": "Pending", "conditions": [{
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
@@ -142,10 +217,6 @@ impl Work {
             }]})),
             Fate::Waiting(reason, message) => self.waiting(reason, message),
             Fate::Hang => self.running(),
-            Fate::Stuck => {
-                self.change_pod(|pod| pod["metadata"]["finalizers"] = json!(["stand-in/never-ends"]));
-                self.running();
-            }
             Fate::LoseNode => {
                 self.running();
                 self.server
@@ -162,19 +233,22 @@ impl Work {
             Err(why) => return self.waiting("CreateContainerError", &why),
         };
         self.running();
+        self.machine.at_once.one_more();
         let pod = self.pod_name();
         let ended = tokio::select! {
             ended = child.wait() => ended,
             () = self.server.wait_gone("pods", self.namespace(), &pod) => {
                 terminate(&mut child).await;
+                self.machine.at_once.one_less();
                 return;
             }
         };
+        self.machine.at_once.one_less();
         let code = ended.ok().and_then(|status| status.code()).unwrap_or(137);
         let message = std::fs::read(folder.join("message")).unwrap_or_default();
         let kept = &message[..message.len().min(TERMINATION_MESSAGE_LIMIT_BYTES)];
         let reason = if code == 0 { "Completed" } else { "Error" };
-        self.end(code, reason, &String::from_utf8_lossy(kept));
+        self.end(code, reason, &String::from_utf8_lossy(kept)).await;
     }
 
     async fn start(&self, folder: &Path, change: fn(&mut Value)) -> Result<Child, String> {
@@ -280,7 +354,7 @@ impl Work {
     }
 
     fn pod_name(&self) -> String {
-        format!("{}-x7k2p", self.name())
+        format!("{}-x7k2{}", self.name(), self.pods.load(Ordering::SeqCst))
     }
 
     fn pod(&self) -> Value {
@@ -328,12 +402,21 @@ impl Work {
         self.container_status("Pending", &json!({"waiting": {"reason": reason, "message": message}}));
     }
 
-    fn end(&self, code: i32, reason: &str, message: &str) {
+    async fn end(&self, code: i32, reason: &str, message: &str) {
+        self.end_pod(code, reason, message);
+        tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
+        self.end_job(code);
+    }
+
+    fn end_pod(&self, code: i32, reason: &str, message: &str) {
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
         let terminated = json!({
             "exitCode": code, "reason": reason, "message": message, "startedAt": now(), "finishedAt": now(),
         });
         self.container_status(phase, &json!({"terminated": terminated}));
+    }
+
+    fn end_job(&self, code: i32) {
         let condition = |kind: &str, reason: &str, message: &str| {
             json!({
                 "type": kind, "status": "True", "reason": reason, "message": message,

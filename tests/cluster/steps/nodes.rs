@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::World;
 use super::runs::{hold_workers, is_held};
-use crate::fixtures::{BASES, NAMESPACES, busybox_pod, text};
+use crate::fixtures::{self, BASES, NAMESPACES, busybox_pod, text};
 use crate::install::{INTERVAL_SECONDS, NAMESPACE, restore_template, set_env};
 use crate::kubectl::{apply, eventually, get, items, kubectl, on_node};
 use crate::observe;
@@ -111,10 +111,8 @@ pub(crate) fn a_node_under_disk_pressure(world: &World) -> Result<()> {
     })?;
     kubectl(&["delete", "pod", "keeps-the-image", "-n", NAMESPACE])?;
     measured?;
-    // The writers were evicted; what they wrote is there.
-    for namespace in NAMESPACES {
-        kubectl(&["delete", "pod", &format!("writer-{node}"), "-n", namespace])?;
-    }
+    // The writers were evicted.
+    fixtures::fill(&world.settings, &world.nodes, &world.claims)?;
     let next = run()?.ensure_done()?;
     let class = text(&next.workers.get(node).context("a worker was seen")?["spec"]["priorityClassName"]);
     ensure!(
@@ -232,6 +230,7 @@ fn ensure_reported_lost(world: &World, before: &std::collections::BTreeMap<Strin
 fn come_back(world: &World) -> Result<()> {
     on_node(&world.settings.node_start, &world.nodes.lost, &[])?;
     wait_until_ready(&[&world.nodes.lost])?;
+    fixtures::fill(&world.settings, &world.nodes, &world.claims)?;
     eventually(
         "the node that came back to be measured",
         Duration::from_secs(120),

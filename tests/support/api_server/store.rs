@@ -307,7 +307,9 @@ impl Store {
 
 /// The time in the form of Kubernetes' timestamps: UTC, whole seconds.
 pub fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    k8s_openapi::jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 /// The object's metadata, made when it has none.

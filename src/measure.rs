@@ -1,0 +1,474 @@
+//! The program `measure`: the worker's measurement on this machine, without a cluster.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytesize::ByteSize;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use lp_measure::{Config, Measurement, PlaceError, Progress, State, Target};
+use serde::Serialize;
+
+use crate::cli::{MeasureArguments, OutputFormat};
+use crate::exit::Exit;
+use crate::exposition::{Exposition, Family};
+
+/// The version of the JSON document.
+const JSON_VERSION: u32 = 1;
+/// Nobody wants to see the progress of what takes no time.
+const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+/// How often the progress is brought up to date.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+const USED: Family = Family {
+    name: "local_directory_used_bytes",
+    help: "Bytes allocated to the files and directories below the path, files with several links counted once.",
+    labels: &["path"],
+};
+const APPARENT: Family = Family {
+    name: "local_directory_apparent_bytes",
+    help: "Sizes of the files and symbolic links below the path, each inode counted once, holes included.",
+    labels: &["path"],
+};
+const INODES_USED: Family = Family {
+    name: "local_directory_inodes_used",
+    help: "Inodes below the path, its own directory included.",
+    labels: &["path"],
+};
+const SCAN_STATE: Family = Family {
+    name: "local_directory_scan_state",
+    help: "How measuring the path ended, and by which method; always 1. Only complete comes with numbers.",
+    labels: &["path", "state", "method"],
+};
+
+/// The families of `--output prometheus`.
+pub const FAMILIES: &[&Family] = &[&USED, &APPARENT, &INODES_USED, &SCAN_STATE];
+
+/// Runs `measure`.
+pub fn main(arguments: MeasureArguments) -> Exit {
+    let MeasureArguments {
+        paths,
+        output,
+        top,
+        time_budget,
+        pace,
+        log: _,
+    } = arguments;
+    let config = Config {
+        top_directories: top,
+        total_budget: time_budget,
+        ..pace.change(Config::full_speed())
+    };
+    let asked = ask(paths);
+    for note in asked.iter().filter_map(Asked::note) {
+        eprintln!("note: {note}");
+    }
+    let measured = measure(asked, config);
+    let written = match output {
+        OutputFormat::Table => write_table(&measured),
+        OutputFormat::Json => write_json(&measured),
+        OutputFormat::Prometheus => write_exposition(&measured),
+    };
+    match written {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("error: could not write the result: {error}");
+            Exit::Unexpected
+        }
+        _ if measured.iter().all(|(_, one)| one.state == State::Complete) => Exit::Done,
+        _ => Exit::Incomplete,
+    }
+}
+
+/// A path as the user gave it, and what it turned out to be.
+struct Asked {
+    path: PathBuf,
+    /// The directory to measure, or why there is none.
+    place: Result<PathBuf, (State, String)>,
+    /// Where the path itself leads, if it is a symbolic link.
+    followed_symlink_to: Option<PathBuf>,
+    times: usize,
+}
+
+impl Asked {
+    /// What the user may not have meant.
+    fn note(&self) -> Option<String> {
+        let path = self.path.display();
+        let mut notes = Vec::new();
+        if self.times > 1 {
+            notes.push(format!("{path} is given {} times and measured once", self.times));
+        }
+        if let Some(target) = &self.followed_symlink_to {
+            notes.push(format!("{path} is a symbolic link; {} is measured", target.display()));
+        } else if let (true, Ok(place)) = (self.path.is_relative(), &self.place) {
+            notes.push(format!("{path} is relative; {} is measured", place.display()));
+        }
+        (!notes.is_empty()).then(|| notes.join("; "))
+    }
+}
+
+/// Looks at the given paths. The ways to them are the user's own, so links on them are followed, as by any command.
+fn ask(paths: Vec<PathBuf>) -> Vec<Asked> {
+    let mut asked: Vec<Asked> = Vec::new();
+    for path in paths {
+        if let Some(known) = asked.iter_mut().find(|one| one.path == path) {
+            known.times += 1;
+            continue;
+        }
+        let place = place_of(&path);
+        let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        let followed_symlink_to = if is_link { path.canonicalize().ok() } else { None };
+        asked.push(Asked {
+            path,
+            place,
+            followed_symlink_to,
+            times: 1,
+        });
+    }
+    asked
+}
+
+fn place_of(path: &Path) -> Result<PathBuf, (State, String)> {
+    if path.as_os_str().is_empty() {
+        return Err((State::Missing, "the path is empty".to_owned()));
+    }
+    let place = path.canonicalize().map_err(|error| {
+        let state = match error.kind() {
+            io::ErrorKind::NotFound => State::Missing,
+            io::ErrorKind::NotADirectory => State::NotADirectory,
+            io::ErrorKind::PermissionDenied => State::PermissionDenied,
+            _ => State::IoError,
+        };
+        (state, error.to_string())
+    })?;
+    match place.metadata() {
+        Ok(metadata) if !metadata.is_dir() => Err((State::NotADirectory, "it is not a directory".to_owned())),
+        _ => Ok(place),
+    }
+}
+
+/// Measures what can be measured, all at once, and shows the progress.
+fn measure(asked: Vec<Asked>, config: Config) -> Vec<(Asked, Measurement)> {
+    let (deliver, delivered) = mpsc::channel();
+    let mut targets = Vec::new();
+    let mut asked_of_target = Vec::new();
+    let mut results: Vec<Option<Measurement>> = Vec::new();
+    for (index, one) in asked.iter().enumerate() {
+        match &one.place {
+            Ok(place) => {
+                targets.push(Target {
+                    base: place.clone(),
+                    relative: PathBuf::new(),
+                });
+                asked_of_target.push(index);
+                results.push(None);
+            }
+            Err((state, detail)) => results.push(Some(Measurement::without_number(*state, Some(detail.clone())))),
+        }
+    }
+    let deadline = config
+        .total_budget
+        .map(|budget| Instant::now() + budget + PROGRESS_AFTER);
+    let running = lp_measure::start(targets, config, move |target, measurement| {
+        // The other end is gone only when the time is up.
+        let _ = deliver.send((target, measurement));
+    });
+    let mut progress = ProgressLine::new();
+    while results.iter().any(Option::is_none) {
+        match delivered.recv_timeout(PROGRESS_INTERVAL) {
+            Ok((target, measurement)) => results[asked_of_target[target]] = Some(measurement),
+            Err(RecvTimeoutError::Timeout) => progress.show(&running.progress()),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        // The engine keeps its own time; this is for one whose clock hangs with the disk.
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            break;
+        }
+    }
+    progress.clear();
+    let missing = || Measurement::without_number(State::Timeout, Some("the time was up first".to_owned()));
+    let measurements = results.into_iter().map(|result| result.unwrap_or_else(missing));
+    asked.into_iter().zip(measurements).collect()
+}
+
+/// What is shown on a terminal while people wait.
+struct ProgressLine {
+    began: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl ProgressLine {
+    fn new() -> ProgressLine {
+        ProgressLine {
+            began: Instant::now(),
+            bar: None,
+        }
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        let elapsed = self.began.elapsed();
+        if elapsed < PROGRESS_AFTER || !io::stderr().is_terminal() {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            ProgressBar::new_spinner().with_style(style)
+        });
+        let rate = progress.entries as f64 / elapsed.as_secs_f64();
+        let current = progress.current.as_deref().map(printable).unwrap_or_default();
+        bar.set_message(format!(
+            "{} entries, {}, {} entries/s  {current}",
+            HumanCount(progress.entries),
+            ByteSize(progress.bytes).display().iec(),
+            HumanCount(rate as u64)
+        ));
+        bar.tick();
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A path as it may be shown on a terminal: names can hold any byte, escape sequences too.
+fn printable(path: &Path) -> String {
+    path.display()
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
+    let mut rows: Vec<&(Asked, Measurement)> = measured.iter().collect();
+    rows.sort_by_key(|(_, one)| std::cmp::Reverse(one.used_bytes));
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["USED", "APPARENT", "INODES", "STATE", "PATH"]);
+    for column in 0..3 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let human = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| ByteSize(bytes).display().iec().to_string());
+    let apparent = |one: &Measurement| human(one.apparent_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX)));
+    for (asked, one) in &rows {
+        let inodes = one
+            .inodes_used
+            .map_or("-".to_owned(), |inodes| HumanCount(inodes).to_string());
+        table.add_row([
+            human(one.used_bytes),
+            apparent(one),
+            inodes,
+            one.state.to_string(),
+            printable(&asked.path),
+        ]);
+    }
+    if rows.len() > 1 {
+        let sum = |number: fn(&Measurement) -> Option<u64>| rows.iter().filter_map(|(_, one)| number(one)).sum::<u64>();
+        let inodes = HumanCount(sum(|one| one.inodes_used)).to_string();
+        table.add_row([
+            human(Some(sum(|one| one.used_bytes))),
+            String::new(),
+            inodes,
+            String::new(),
+            "total".to_owned(),
+        ]);
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", table.trim_fmt())?;
+    for (asked, one) in &rows {
+        write_largest(&mut out, asked, one)?;
+    }
+    for (asked, one) in &rows {
+        write_problems(&mut out, asked, one)?;
+    }
+    out.flush()
+}
+
+fn write_largest(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io::Result<()> {
+    if one.largest.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nlargest directories in {}, each with all that it holds:",
+        printable(&asked.path)
+    )?;
+    for (path, bytes) in &one.largest {
+        writeln!(
+            out,
+            "  {:>10}  {}",
+            ByteSize(*bytes).display().iec().to_string(),
+            printable(path)
+        )?;
+    }
+    Ok(())
+}
+
+fn write_problems(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io::Result<()> {
+    if one.mounts_skipped > 0 {
+        let (path, count) = (printable(&asked.path), one.mounts_skipped);
+        writeln!(out, "\n{path}: {count} mount points inside were not entered")?;
+    }
+    if one.state == State::Complete {
+        return Ok(());
+    }
+    let detail = one
+        .state_detail
+        .as_deref()
+        .map(|detail| format!(": {detail}"))
+        .unwrap_or_default();
+    writeln!(out, "\n{} has no number: {}{detail}", printable(&asked.path), one.state)?;
+    for PlaceError { path, error } in &one.first_errors {
+        writeln!(out, "  {}: {error}", printable(path))?;
+    }
+    let more = one.errors.saturating_sub(one.first_errors.len() as u64);
+    if more > 0 {
+        writeln!(out, "  and {more} more")?;
+    }
+    Ok(())
+}
+
+/// The JSON document: a contract, see docs/measure.md.
+#[derive(Serialize)]
+struct Document<'a> {
+    version: u32,
+    measurements: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    #[serde(flatten)]
+    path: JsonPath,
+    state: &'static str,
+    state_detail: Option<&'a str>,
+    method: Option<&'static str>,
+    used_bytes: Option<u64>,
+    apparent_bytes: Option<u128>,
+    inodes_used: Option<u64>,
+    entries: u64,
+    errors: u64,
+    first_errors: Vec<EntryError<'a>>,
+    mounts_skipped: u64,
+    followed_symlink_to: Option<String>,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    largest: Vec<Largest>,
+}
+
+#[derive(Serialize)]
+struct EntryError<'a> {
+    #[serde(flatten)]
+    path: JsonPath,
+    error: &'a str,
+}
+
+#[derive(Serialize)]
+struct Largest {
+    #[serde(flatten)]
+    path: JsonPath,
+    used_bytes: u64,
+}
+
+/// A path in JSON, which is Unicode: one that is not has its bytes beside it.
+#[derive(Serialize)]
+struct JsonPath {
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
+}
+
+impl JsonPath {
+    fn new(path: &Path) -> JsonPath {
+        let bytes = path.as_os_str().as_encoded_bytes();
+        let path_base64 = std::str::from_utf8(bytes).is_err().then(|| BASE64.encode(bytes));
+        JsonPath {
+            path: path.to_string_lossy().into_owned(),
+            path_base64,
+        }
+    }
+}
+
+fn write_json(measured: &[(Asked, Measurement)]) -> io::Result<()> {
+    let document = Document {
+        version: JSON_VERSION,
+        measurements: measured.iter().map(json_entry).collect(),
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, &document)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
+    let errors = one.first_errors.iter();
+    Entry {
+        path: JsonPath::new(&asked.path),
+        state: one.state.as_str(),
+        state_detail: one.state_detail.as_deref(),
+        method: one.method.map(|method| method.as_str()),
+        used_bytes: one.used_bytes,
+        apparent_bytes: one.apparent_bytes,
+        inodes_used: one.inodes_used,
+        entries: one.entries,
+        errors: one.errors,
+        first_errors: errors
+            .map(|place| EntryError {
+                path: JsonPath::new(&place.path),
+                error: &place.error,
+            })
+            .collect(),
+        mounts_skipped: one.mounts_skipped,
+        followed_symlink_to: asked
+            .followed_symlink_to
+            .as_deref()
+            .map(|path| path.to_string_lossy().into_owned()),
+        seconds: one.seconds,
+        largest: one
+            .largest
+            .iter()
+            .map(|(path, used_bytes)| Largest {
+                path: JsonPath::new(path),
+                used_bytes: *used_bytes,
+            })
+            .collect(),
+    }
+}
+
+fn write_exposition(measured: &[(Asked, Measurement)]) -> io::Result<()> {
+    let pairs = || {
+        measured
+            .iter()
+            .map(|(asked, one)| (asked.path.to_string_lossy().into_owned(), one))
+    };
+    let mut exposition = Exposition::new();
+    exposition.family(
+        &USED,
+        pairs().filter_map(|(path, one)| Some(([path], one.used_bytes? as f64))),
+    );
+    exposition.family(
+        &APPARENT,
+        pairs().filter_map(|(path, one)| Some(([path], one.apparent_bytes? as f64))),
+    );
+    exposition.family(
+        &INODES_USED,
+        pairs().filter_map(|(path, one)| Some(([path], one.inodes_used? as f64))),
+    );
+    let states = pairs().map(|(path, one)| {
+        let method = one.method.map_or("", |method| method.as_str());
+        ([path, one.state.as_str().to_owned(), method.to_owned()], 1.0)
+    });
+    exposition.family(&SCAN_STATE, states);
+    let mut out = io::stdout().lock();
+    out.write_all(exposition.finish().text().as_bytes())?;
+    out.flush()
+}
