@@ -2,7 +2,9 @@
 //! ways, and every name, link and help text.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use lp_exporter::cli::Cli;
 use lp_exporter::deadlines::deadlines;
 use lp_exporter::exit::Exit;
 use lp_exporter::exposition::Body;
+use lp_exporter::measure;
 use lp_exporter::metrics::{self, FAMILIES, Report, WorkerTimes};
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::tracker::Outcome;
@@ -25,6 +28,7 @@ use serde_yaml::Value;
 
 const METRICS: &str = "docs/metrics.md";
 const CONFIGURATION: &str = "docs/configuration.md";
+const MEASURE: &str = "docs/measure.md";
 
 /// Variables with which a test speaks to a process that it starts: nobody else sets them.
 const INTERNAL_VARIABLES: [&str; 1] = ["LP_EXPORTER_TEST_CHILD_SERVER"];
@@ -94,35 +98,25 @@ fn closed_sets() {
 #[test]
 fn flags() {
     let command = Cli::command();
-    for (subcommand, heading) in [("controller", "Controller"), ("worker", "Worker")] {
-        let command = command.find_subcommand(subcommand).expect("both are there");
-        let documented = ["Both programs", heading]
-            .into_iter()
+    let headings = [
+        ("controller", &["Where to push", "How to log", "Controller"][..]),
+        (
+            "worker",
+            &["Where to push", "How to log", "Worker", "How fast to measure"],
+        ),
+        ("measure", &["How to log", "How fast to measure", "Measure"]),
+    ];
+    for (subcommand, headings) in headings {
+        let command = command.find_subcommand(subcommand).expect("a subcommand");
+        let documented = headings
+            .iter()
             .flat_map(|heading| table(CONFIGURATION, heading))
             .map(|row| row[..3].to_vec());
-        let expected = command.get_arguments().map(|argument| {
-            let flag = argument.get_long().expect("every argument is a flag");
-            let variable = argument.get_env().expect("every flag has a variable");
-            let defaults: Vec<String> = argument
-                .get_default_values()
-                .iter()
-                .map(|value| code(&value.to_string_lossy()))
-                .collect();
-            let default = match (defaults.is_empty(), argument.is_required_set()) {
-                (false, _) => defaults.join(", "),
-                (true, true) => "required".to_owned(),
-                (true, false) => "none".to_owned(),
-            };
-            vec![code(&format!("--{flag}")), code(&variable.to_string_lossy()), default]
-        });
-        check_rows(subcommand, documented, expected);
+        check_rows(subcommand, documented, command.get_arguments().map(flag_row));
     }
+    let named = headings.map(|(subcommand, _)| subcommand);
     let commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-    assert_eq!(
-        commands,
-        ["controller", "worker"],
-        "a new subcommand needs a table of its own"
-    );
+    assert_eq!(commands, named, "a new subcommand needs a table of its own");
 }
 
 #[test]
@@ -213,16 +207,47 @@ fn dependencies() {
 }
 
 #[test]
+fn output_of_measure() {
+    let documented = table(MEASURE, "Prometheus").into_iter().map(|row| row[..2].to_vec());
+    let expected = measure::FAMILIES.iter().map(|family| {
+        let labels: Vec<String> = family.labels.iter().map(|label| code(label)).collect();
+        vec![code(family.name), labels.join(", ")]
+    });
+    check_rows("families of measure", documented, expected);
+
+    // A path that is not UTF-8 has every field.
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join(OsStr::from_bytes(b"volume-\xff"));
+    fs::create_dir_all(path.join("inner")).expect("a directory in it");
+    let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["measure", "--output", "json", "--top", "1"])
+        .arg(&path)
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let fields = document["measurements"][0].as_object().expect("an object");
+    let documented = table(MEASURE, "JSON").into_iter().map(|row| vec![row[0].clone()]);
+    check_rows(
+        "fields of measure",
+        documented,
+        fields.keys().map(|field| vec![code(field)]),
+    );
+}
+
+#[test]
 fn metrics_that_are_named_exist() {
-    let known: BTreeSet<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    let families = FAMILIES.iter().chain(measure::FAMILIES);
+    let known: BTreeSet<&str> = families.map(|family| family.name).collect();
     for (document, text) in documents() {
         for word in words(&text) {
-            let is_metric = word.starts_with("local_volume_") || word.starts_with("lp_exporter_");
+            let prefixes = ["local_volume_", "local_directory_", "lp_exporter_"];
+            let is_metric = prefixes.iter().any(|prefix| word.starts_with(prefix));
             let is_known =
                 known.contains(word) || (word.ends_with('_') && known.iter().any(|name| name.starts_with(word)));
             assert!(
                 !is_metric || is_known,
-                "{document} names the metric {word}, which is not in src/metrics.rs"
+                "{document} names the metric {word}, which the program does not have"
             );
         }
     }
@@ -289,6 +314,7 @@ fn help_texts() {
         ("help-program.txt", &["--help"][..]),
         ("help-controller.txt", &["controller", "--help"]),
         ("help-worker.txt", &["worker", "--help"]),
+        ("help-measure.txt", &["measure", "--help"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
             .args(arguments)
@@ -307,6 +333,33 @@ fn help_texts() {
             found.display()
         );
     }
+}
+
+/// A flag as it is documented: its name, its variable and its default. A default that depends on the program stands in the
+/// help text.
+fn flag_row(argument: &clap::Arg) -> Vec<String> {
+    let name = match (argument.get_long(), argument.get_value_names()) {
+        (Some(flag), _) => format!("--{flag}"),
+        (None, Some([name])) => name.to_string(),
+        (None, _) => panic!("{argument:?} has no name"),
+    };
+    let variable = argument.get_env().map(|variable| code(&variable.to_string_lossy()));
+    let defaults: Vec<String> = argument
+        .get_default_values()
+        .iter()
+        .map(|value| code(&value.to_string_lossy()))
+        .collect();
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let told = help
+        .split_once("[default: ")
+        .and_then(|(_, rest)| rest.split(']').next());
+    let default = match (defaults.is_empty(), told, argument.is_required_set()) {
+        (false, ..) => defaults.join(", "),
+        (true, Some(told), _) => told.to_owned(),
+        (true, None, true) => "required".to_owned(),
+        (true, None, false) => "none".to_owned(),
+    };
+    vec![code(&name), variable.unwrap_or("none".to_owned()), default]
 }
 
 /// Which group each family is pushed in, by making one of each group.
