@@ -1,0 +1,601 @@
+//! The documents say what the program does, and nothing else: tables in the documents against the lists in the code, both
+//! ways, and every name, link and help text.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use lp_exporter::cli::Cli;
+use lp_exporter::deadlines::deadlines;
+use lp_exporter::exit::Exit;
+use lp_exporter::exposition::Body;
+use lp_exporter::measure;
+use lp_exporter::metrics::{self, FAMILIES, Report, WorkerTimes};
+use lp_exporter::summary::WorkerSummary;
+use lp_exporter::tracker::Outcome;
+use lp_exporter::volumes::node_plan::Run;
+use lp_exporter::volumes::path::BasePaths;
+use lp_exporter::volumes::plan::{PlacedVolume, Plan, PlannedNode};
+use lp_exporter::volumes::volume::{NodeReason, SkipReason, SourceKind};
+use lp_measure::{Measurement, Method, State};
+use serde::Deserialize;
+use serde_yaml::Value;
+
+const METRICS: &str = "docs/metrics.md";
+const CONFIGURATION: &str = "docs/configuration.md";
+const MEASURE: &str = "docs/measure.md";
+
+/// Variables with which a test speaks to a process that it starts: nobody else sets them.
+const INTERNAL_VARIABLES: [&str; 1] = ["LP_EXPORTER_TEST_CHILD_SERVER"];
+
+#[test]
+fn families() {
+    let groups = groups_of_families();
+    let expected = FAMILIES.iter().map(|family| {
+        let labels: Vec<String> = family.labels.iter().map(|label| code(label)).collect();
+        let labels = if labels.is_empty() {
+            "none".to_owned()
+        } else {
+            labels.join(", ")
+        };
+        vec![
+            code(family.name),
+            "gauge".to_owned(),
+            labels,
+            groups[family.name].clone(),
+        ]
+    });
+    let documented = table(METRICS, "Families")
+        .into_iter()
+        .map(|row| [0, 1, 3, 5].map(|column| row[column].clone()).to_vec());
+    check_rows("metric families", documented, expected);
+    for row in table(METRICS, "Families") {
+        let (name, unit) = (row[0].trim_matches('`'), row[2].as_str());
+        assert_eq!(unit == "bytes", name.ends_with("_bytes"), "the unit of {name}");
+        assert_eq!(
+            unit.starts_with("seconds"),
+            name.ends_with("_seconds"),
+            "the unit of {name}"
+        );
+        assert!(
+            ["stable", "alpha"].contains(&row[6].as_str()),
+            "the stability of {name}"
+        );
+    }
+}
+
+#[test]
+fn closed_sets() {
+    let words = |heading: &'static str| table(METRICS, heading).into_iter().map(|row| vec![row[0].clone()]);
+    let expected = |words: Vec<&'static str>| words.into_iter().map(|word| vec![code(word)]);
+    check_rows(
+        "states",
+        words("States of a volume").filter(|row| !Method::ALL.iter().any(|method| row[0] == code(method.as_str()))),
+        expected(State::ALL.iter().map(|state| state.as_str()).collect()),
+    );
+    check_rows(
+        "methods",
+        words("States of a volume").filter(|row| !State::ALL.iter().any(|state| row[0] == code(state.as_str()))),
+        expected(Method::ALL.iter().map(|method| method.as_str()).collect()),
+    );
+    check_rows(
+        "reasons to leave a volume out",
+        words("Why a volume is left out"),
+        expected(SkipReason::ALL.iter().map(|reason| reason.as_str()).collect()),
+    );
+    check_rows(
+        "reasons why a node was not measured",
+        words("Why a node was not measured"),
+        expected(NodeReason::ALL.iter().map(|reason| reason.as_str()).collect()),
+    );
+}
+
+#[test]
+fn flags() {
+    let command = Cli::command();
+    let headings = [
+        ("controller", &["Where to push", "How to log", "Controller"][..]),
+        (
+            "worker",
+            &["Where to push", "How to log", "Worker", "How fast to measure"],
+        ),
+        ("measure", &["How to log", "How fast to measure", "Measure"]),
+    ];
+    for (subcommand, headings) in headings {
+        let command = command.find_subcommand(subcommand).expect("a subcommand");
+        let documented = headings
+            .iter()
+            .flat_map(|heading| table(CONFIGURATION, heading))
+            .map(|row| row[..3].to_vec());
+        check_rows(subcommand, documented, command.get_arguments().map(flag_row));
+    }
+    let named = headings.map(|(subcommand, _)| subcommand);
+    let commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    assert_eq!(commands, named, "a new subcommand needs a table of its own");
+}
+
+#[test]
+fn exit_codes() {
+    let documented = table(CONFIGURATION, "Exit codes")
+        .into_iter()
+        .map(|row| vec![row[0].clone()]);
+    let expected = Exit::ALL.into_iter().map(|exit| vec![code(&exit.code().to_string())]);
+    check_rows("exit codes", documented, expected);
+}
+
+#[test]
+fn deadlines_of_intervals() {
+    let rows = table(CONFIGURATION, "Deadlines");
+    assert!(rows.len() >= 3, "{rows:?}");
+    for row in rows {
+        let interval = humantime::parse_duration(row[0].trim_matches('`')).expect("an interval");
+        let found = deadlines(interval, None).expect("deadlines that nest");
+        // What src/worker.rs keeps for the push: a quarter of the budget, one minute at most.
+        let push = (found.worker_budget / 4).min(Duration::from_secs(60));
+        let expected = [
+            found.worker_budget,
+            push,
+            found.controller_clock,
+            found.worker_job,
+            found.cron_job,
+            found.pod_start,
+        ];
+        let expected: Vec<String> = expected.iter().map(|one| format!("{} s", one.as_secs_f64())).collect();
+        assert_eq!(row[1..], expected, "the deadlines of {interval:?}");
+    }
+}
+
+#[test]
+fn rights() {
+    let text = read("manifests/base/rbac.yaml");
+    let objects = serde_yaml::Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML"));
+    let strings = |value: &Value| -> Vec<String> {
+        let list = value.as_sequence().into_iter().flatten();
+        list.map(|one| one.as_str().expect("text").to_owned()).collect()
+    };
+    let mut expected = Vec::new();
+    for object in objects {
+        let scope = match object["kind"].as_str() {
+            Some("ClusterRole") => "cluster",
+            Some("Role") => "namespace",
+            _ => continue,
+        };
+        for rule in object["rules"].as_sequence().into_iter().flatten() {
+            let verbs: Vec<String> = strings(&rule["verbs"]).iter().map(|verb| code(verb)).collect();
+            let named: Vec<String> = strings(&rule["resourceNames"])
+                .iter()
+                .map(|name| format!(" named {}", code(name)))
+                .collect();
+            for resource in strings(&rule["resources"]) {
+                let resource = format!("{}{}", code(&resource), named.concat());
+                expected.push(vec![scope.to_owned(), resource, verbs.join(", ")]);
+            }
+        }
+    }
+    let documented = table("docs/security.md", "Rights of the controller");
+    check_rows(
+        "rights",
+        documented.into_iter().map(|row| row[..3].to_vec()),
+        expected.into_iter(),
+    );
+}
+
+#[test]
+fn dependencies() {
+    let documented = table("README.md", "Dependencies")
+        .into_iter()
+        .map(|row| vec![row[0].clone()]);
+    let mut expected = crates("Cargo.toml", "[dependencies]");
+    expected.extend(crates("measure/Cargo.toml", "[dependencies]"));
+    let named = expected.iter().map(|name| vec![code(name)]);
+    check_rows("dependencies", documented, named);
+
+    let text = read("README.md");
+    for manifest in ["Cargo.toml", "measure/Cargo.toml"] {
+        for name in crates(manifest, "[dev-dependencies]") {
+            assert!(
+                text.contains(&code(&name)),
+                "README.md does not name {name} of {manifest}"
+            );
+        }
+    }
+}
+
+#[test]
+fn output_of_measure() {
+    let documented = table(MEASURE, "Prometheus").into_iter().map(|row| row[..2].to_vec());
+    let expected = measure::FAMILIES.iter().map(|family| {
+        let labels: Vec<String> = family.labels.iter().map(|label| code(label)).collect();
+        vec![code(family.name), labels.join(", ")]
+    });
+    check_rows("families of measure", documented, expected);
+
+    // A path that is not UTF-8 has every field.
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join(OsStr::from_bytes(b"volume-\xff"));
+    fs::create_dir_all(path.join("inner")).expect("a directory in it");
+    let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["measure", "--output", "json", "--top", "1"])
+        .arg(&path)
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let fields = document["measurements"][0].as_object().expect("an object");
+    let documented = table(MEASURE, "JSON").into_iter().map(|row| vec![row[0].clone()]);
+    check_rows(
+        "fields of measure",
+        documented,
+        fields.keys().map(|field| vec![code(field)]),
+    );
+}
+
+#[test]
+fn metrics_that_are_named_exist() {
+    let families = FAMILIES.iter().chain(measure::FAMILIES);
+    let known: BTreeSet<&str> = families.map(|family| family.name).collect();
+    for (document, text) in documents() {
+        for word in words(&text) {
+            let prefixes = ["local_volume_", "local_directory_", "lp_exporter_"];
+            let is_metric = prefixes.iter().any(|prefix| word.starts_with(prefix));
+            let is_known =
+                known.contains(word) || (word.ends_with('_') && known.iter().any(|name| name.starts_with(word)));
+            assert!(
+                !is_metric || is_known,
+                "{document} names the metric {word}, which the program does not have"
+            );
+        }
+    }
+}
+
+#[test]
+fn variables_that_are_named_exist() {
+    let command = Cli::command();
+    let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let mut known: BTreeSet<String> = arguments
+        .filter_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
+        .collect();
+    let of_tests = variables_of_tests();
+    known.extend(of_tests.iter().cloned());
+    let mut named = BTreeSet::new();
+    for (document, text) in documents() {
+        for word in words(&text).filter(|word| word.starts_with("LP_EXPORTER_") && *word != "LP_EXPORTER_TEST_") {
+            assert!(
+                known.contains(word),
+                "{document} names the variable {word}, which nothing reads"
+            );
+            named.insert(word.to_owned());
+        }
+    }
+    for variable in of_tests {
+        let is_named = named.contains(&variable) || INTERNAL_VARIABLES.contains(&variable.as_str());
+        assert!(is_named, "no document explains {variable}, which a test reads");
+    }
+}
+
+#[test]
+fn links_resolve() {
+    let documents = documents();
+    for (document, text) in &documents {
+        for link in links(text) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let folder = Path::new(document).parent().unwrap_or(Path::new(""));
+            let target = if file.is_empty() {
+                PathBuf::from(document)
+            } else {
+                normal(&folder.join(file))
+            };
+            assert!(
+                root().join(&target).exists(),
+                "{document} links to {link}, which is not there"
+            );
+            if !anchor.is_empty() {
+                let there = anchors(&read(&target.to_string_lossy()));
+                assert!(
+                    there.contains(anchor),
+                    "{document} links to {link}: no such heading among {there:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn help_texts() {
+    for (name, arguments) in [
+        ("help-program.txt", &["--help"][..]),
+        ("help-controller.txt", &["controller", "--help"]),
+        ("help-worker.txt", &["worker", "--help"]),
+        ("help-measure.txt", &["measure", "--help"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+            .args(arguments)
+            // Without a terminal the width is fixed, and without variables no value of theirs is shown.
+            .env_clear()
+            .output()
+            .expect("the program runs");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let expected = root().join("tests/expected").join(name);
+        let found = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::write(&found, &output.stdout).expect("the folder for temporary files can be written to");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            fs::read_to_string(&expected).unwrap_or_default(),
+            "the help text of {arguments:?} changed; if it should: cp {} tests/expected/{name}",
+            found.display()
+        );
+    }
+}
+
+/// A flag as it is documented: its name, its variable and its default. A default that depends on the program stands in the
+/// help text.
+fn flag_row(argument: &clap::Arg) -> Vec<String> {
+    let name = match (argument.get_long(), argument.get_value_names()) {
+        (Some(flag), _) => format!("--{flag}"),
+        (None, Some([name])) => name.to_string(),
+        (None, _) => panic!("{argument:?} has no name"),
+    };
+    let variable = argument.get_env().map(|variable| code(&variable.to_string_lossy()));
+    let defaults: Vec<String> = argument
+        .get_default_values()
+        .iter()
+        .map(|value| code(&value.to_string_lossy()))
+        .collect();
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let told = help
+        .split_once("[default: ")
+        .and_then(|(_, rest)| rest.split(']').next());
+    let default = match (defaults.is_empty(), told, argument.is_required_set()) {
+        (false, ..) => defaults.join(", "),
+        (true, Some(told), _) => told.to_owned(),
+        (true, None, true) => "required".to_owned(),
+        (true, None, false) => "none".to_owned(),
+    };
+    vec![code(&name), variable.unwrap_or("none".to_owned()), default]
+}
+
+/// Which group each family is pushed in, by making one of each group.
+fn groups_of_families() -> BTreeMap<String, String> {
+    let run = Run {
+        id: "run".to_owned(),
+        started_unix_seconds: 1.0,
+    };
+    let node = |name: &str| PlannedNode {
+        name: name.to_owned(),
+        disk_pressure: false,
+        unmeasurable: None,
+        volumes: vec![PlacedVolume {
+            name: "pv".to_owned(),
+            claim: Some(("namespace".to_owned(), "claim".to_owned())),
+            storage_class: "class".to_owned(),
+            path: "/data/pv".to_owned(),
+            base: 0,
+            source: SourceKind::HostPath,
+            capacity_bytes: 1,
+            requested_bytes: Some(1),
+            phase: "Bound".to_owned(),
+            reclaim_policy: "Delete".to_owned(),
+            shared: false,
+        }],
+    };
+    let plan = Plan {
+        nodes: vec![node("a"), node("b")],
+        skipped: Vec::new(),
+        other_nodes: BTreeSet::new(),
+    };
+    let failed = Outcome::NotMeasured {
+        reason: NodeReason::Lost,
+        detail: String::new(),
+        summary: None,
+    };
+    let outcomes = BTreeMap::from([
+        ("a".to_owned(), Outcome::Measured(Some(WorkerSummary::default()))),
+        ("b".to_owned(), failed),
+    ]);
+    let report = Report {
+        run: &run,
+        plan: &plan,
+        outcomes: &outcomes,
+        duration: Duration::from_secs(1),
+        peak_memory_bytes: 1,
+    };
+    let bases = BasePaths::new(["/data"]).expect("a base path");
+    let measurement = Measurement {
+        method: Some(Method::Walk),
+        used_bytes: Some(1),
+        apparent_bytes: Some(1),
+        inodes_used: Some(1),
+        ..Measurement::without_number(State::Complete, None)
+    };
+    let times = WorkerTimes {
+        measured_unix_seconds: 1.0,
+        duration_seconds: 1.0,
+    };
+    let usage = metrics::usage_group(&plan.nodes[0].node_plan(&run, 1.0, &bases, &[]), &[measurement], times);
+    let bodies = [
+        (
+            "lp-exporter",
+            metrics::capacity_group(&plan, &run, Duration::from_secs(300)),
+        ),
+        ("lp-exporter-job", usage),
+        ("lp-exporter-run", report.group()),
+        ("lp-exporter-success", metrics::success_group(&run, 1.0)),
+    ];
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (group, body) in &bodies {
+        for family in families_in(body) {
+            groups.entry(family).or_default().push(code(group));
+        }
+    }
+    let named = groups.into_iter().map(|(family, groups)| {
+        let groups = if groups.len() == bodies.len() {
+            "every group".to_owned()
+        } else {
+            groups.join(", ")
+        };
+        (family, groups)
+    });
+    named.collect()
+}
+
+fn families_in(body: &Body) -> Vec<String> {
+    let text = body.text();
+    let names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge"));
+    names.map(str::to_owned).collect()
+}
+
+/// Compares what is documented with what there is, as sets, so that the message names what is missing and what is too much.
+fn check_rows(what: &str, documented: impl Iterator<Item = Vec<String>>, expected: impl Iterator<Item = Vec<String>>) {
+    let documented: Vec<Vec<String>> = documented.collect();
+    let unique: BTreeSet<&Vec<String>> = documented.iter().collect();
+    assert_eq!(unique.len(), documented.len(), "{what}: a row stands there twice");
+    let expected: Vec<Vec<String>> = expected.collect();
+    let expected: BTreeSet<&Vec<String>> = expected.iter().collect();
+    let missing: Vec<_> = expected.difference(&unique).collect();
+    let wrong: Vec<_> = unique.difference(&expected).collect();
+    assert!(
+        missing.is_empty() && wrong.is_empty(),
+        "{what}: the document lacks {missing:#?} and has instead {wrong:#?}"
+    );
+    assert!(!expected.is_empty(), "{what}: nothing was compared");
+}
+
+/// The cells of every table below a heading, up to the next heading, without the tables' own heads.
+fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = read(document);
+    let section = text
+        .lines()
+        .skip_while(|line| !(line.starts_with('#') && line.trim_start_matches('#').trim() == heading))
+        .skip(1)
+        .take_while(|line| !line.starts_with('#'));
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for line in section.filter(|line| line.starts_with('|')) {
+        if line.starts_with("|---") {
+            rows.pop();
+            continue;
+        }
+        let cells = line.trim_matches('|').split('|');
+        rows.push(cells.map(|cell| cell.trim().to_owned()).collect());
+    }
+    assert!(!rows.is_empty(), "{document} has no table below {heading:?}");
+    rows
+}
+
+/// The names in a section of a Cargo.toml.
+fn crates(manifest: &str, section: &str) -> BTreeSet<String> {
+    let text = read(manifest);
+    let lines = text.lines().skip_while(|line| *line != section).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    let names = lines.filter(|line| line.starts_with(|first: char| first.is_ascii_alphabetic()));
+    names
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The variables that a test reads: those in quotes in the sources of tests.
+fn variables_of_tests() -> BTreeSet<String> {
+    let files = files("rs").into_iter().filter(|path| path.contains("tests/"));
+    let mut found = BTreeSet::new();
+    for file in files {
+        let text = read(&file);
+        let quoted = text.split('"').filter(|part| part.starts_with("LP_EXPORTER_TEST_"));
+        found.extend(
+            quoted
+                .filter(|part| words(part).next() == Some(part))
+                .map(str::to_owned),
+        );
+    }
+    found.remove("LP_EXPORTER_TEST_");
+    found
+}
+
+/// Every document of the project with its text.
+fn documents() -> Vec<(String, String)> {
+    let found: Vec<(String, String)> = files("md")
+        .into_iter()
+        .map(|path| (path.clone(), read(&path)))
+        .collect();
+    assert!(found.len() >= 6, "the documents were not found");
+    found
+}
+
+/// The files of a kind below the root, relative to it, without what is built.
+fn files(extension: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root().join(&folder)).expect("a folder of the project") {
+            let entry = entry.expect("an entry of it");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = folder.join(&name);
+            let kind = entry.file_type().expect("its type");
+            if kind.is_dir() && !name.starts_with('.') && name != "target" {
+                folders.push(path);
+            } else if kind.is_file() && Path::new(&name).extension().is_some_and(|own| own == extension) {
+                found.push(path.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The targets of the links in a document.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let starts = text.match_indices("](").map(|(at, found)| at + found.len());
+    starts.filter_map(|start| text[start..].split([')', '\n']).next())
+}
+
+/// The anchors that headings get: lower case, blanks as hyphens, nothing but letters, digits, hyphens and underscores.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor = |line: &str| -> String {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// A path without `.` and `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                normal.pop();
+            }
+            std::path::Component::CurDir => {}
+            other => normal.push(other),
+        }
+    }
+    normal
+}
+
+/// The words of a text: letters, digits and underscores.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+}
+
+fn code(text: &str) -> String {
+    format!("`{text}`")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
