@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::stream::{self, FuturesUnordered, StreamExt};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,7 +33,7 @@ use crate::metrics::{self, Report};
 use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Tracker};
-use crate::volumes::node_plan::Run;
+use crate::volumes::node_plan::{Run, TooLarge};
 use crate::volumes::path::BasePaths;
 use crate::volumes::plan::{Claims, Plan, plan};
 use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
@@ -343,6 +344,16 @@ struct Session<'a> {
     jobs_not_deleted: Cell<u64>,
 }
 
+/// A worker that is to be made.
+struct NewWorker {
+    node: String,
+    /// Of its Job.
+    name: String,
+    job: Job,
+    /// The plan.
+    compressed: Vec<u8>,
+}
+
 /// What a run found in the cluster.
 struct Found {
     plan: Plan,
@@ -395,7 +406,9 @@ impl Session<'_> {
             jobs_not_deleted: self.jobs_not_deleted.get(),
         };
         log_outcomes(&report);
-        let pushed = self.push_report(&report, is_complete, interrupted).await;
+        let pushed = self
+            .push_report(&report, is_complete, interrupted || ended.is_some())
+            .await;
         summarize(&report);
         if let Some(error) = ended {
             return Err(error.into());
@@ -488,10 +501,16 @@ impl Session<'_> {
         let clock = tokio::time::sleep_until((self.began + deadlines.controller_clock).into());
         tokio::pin!(clock);
         let mut ended = None;
-        while !tracker.is_done() || !starting.is_empty() {
+        while !tracker.is_done() {
             for action in tracker.step(self.began.elapsed()) {
                 match action {
-                    Action::Start { .. } => starting.push(self.start(plan, image, deadlines, action)),
+                    Action::Start { .. } => match self.prepare(plan, image, deadlines, action) {
+                        Ok(worker) => {
+                            tracker.starting(&worker.name);
+                            starting.push(self.start(worker));
+                        }
+                        Err((node, error)) => tracker.not_started(&node, NodeReason::PlanTooLarge, error.to_string()),
+                    },
                     Action::Delete { job } => deleting.push(self.delete(job)),
                 }
             }
@@ -518,10 +537,9 @@ impl Session<'_> {
                     tracker.give_up(NodeReason::RunInterrupted, "the run was told to end");
                 }
             }
-            if ended.is_some() {
-                break;
-            }
         }
+        // Requests that are under way at an early end are given up; the Jobs that they may have made go with the others.
+        drop(starting);
         let last: Vec<String> = tracker
             .finish()
             .into_iter()
@@ -573,14 +591,14 @@ impl Session<'_> {
         }
     }
 
-    /// Makes a node's Job, then the ConfigMap that it waits for, which the Job owns.
-    async fn start(
+    /// Works out the Job of a node and the plan for it.
+    fn prepare(
         &self,
         plan: &Plan,
         image: &str,
         deadlines: &Deadlines,
         action: Action,
-    ) -> (String, Result<String, (NodeReason, String)>) {
+    ) -> Result<NewWorker, (String, TooLarge)> {
         let Action::Start {
             node,
             attempt,
@@ -601,7 +619,7 @@ impl Session<'_> {
         let node_plan = planned.node_plan(&self.run, budget, &self.config.base_paths, &unavailable_bases);
         let compressed = match node_plan.encode() {
             Ok(compressed) => compressed,
-            Err(error) => return (node, Err((NodeReason::PlanTooLarge, error.to_string()))),
+            Err(error) => return Err((node, error)),
         };
         let spec = WorkerSpec {
             namespace: self.cluster.namespace(),
@@ -621,9 +639,25 @@ impl Session<'_> {
             active_deadline_seconds: deadlines.worker_job.as_secs(),
         };
         let job = self.config.template.job(&spec);
+        let name = job.metadata.name.clone().unwrap_or_default();
+        Ok(NewWorker {
+            node,
+            name,
+            job,
+            compressed,
+        })
+    }
+
+    /// Makes a node's Job, then the ConfigMap that it waits for, which the Job owns.
+    async fn start(&self, worker: NewWorker) -> (String, Result<String, (NodeReason, String)>) {
+        let NewWorker {
+            node,
+            name,
+            job,
+            compressed,
+        } = worker;
         let created = async {
             let created = self.cluster.create_job(&job).await?;
-            let name = created.metadata.name.clone().unwrap_or_default();
             if let Err(error) = self
                 .cluster
                 .create_config_map(&job::plan_config_map(&created, compressed))

@@ -92,6 +92,8 @@ fn log_to_stderr(LogArguments { log_level, log_format }: LogArguments) {
     // The libraries' own messages are for those who debug them.
     let targets = Targets::new()
         .with_target("lp_exporter", level)
+        // It tells each failed try as an error, without saying of what; we tell them ourselves.
+        .with_target("kube_client", LevelFilter::OFF)
         .with_default(LevelFilter::ERROR.min(level));
     let registry = tracing_subscriber::registry().with(targets);
     let lines = tracing_subscriber::fmt::layer()

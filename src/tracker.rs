@@ -13,6 +13,9 @@ use crate::volumes::volume::{Node, NodeReason};
 /// How long workers of earlier runs may take to end after their Jobs were deleted: their grace period and a little more.
 const EARLIER_WORKER_PATIENCE: Duration = Duration::from_secs(25);
 
+/// How long the end of a pod may come after that of its Job.
+const POD_END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Something that was seen in the cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -182,6 +185,8 @@ struct Track {
     live: Option<Result<(), String>>,
     /// What stands in the way, and since when.
     problem: Option<(Problem, Duration)>,
+    /// When the end of its Job was seen first.
+    job_ended: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -245,6 +250,7 @@ impl Tracker {
                     unavailable_bases: Vec::new(),
                     live: Some(Ok(())),
                     problem: None,
+                    job_ended: None,
                 };
                 (node, track)
             },
@@ -297,9 +303,13 @@ impl Tracker {
         }
     }
 
+    /// Takes note that a Job of this name is about to be made. Whatever becomes of the request: it is deleted at the end.
+    pub fn starting(&mut self, job: &str) {
+        self.made.insert(job.to_owned());
+    }
+
     /// Takes note that a node's Job was made.
     pub fn started(&mut self, node: &str, job: &str, elapsed: Duration) {
-        self.made.insert(job.to_owned());
         if let Some(track) = self.nodes.get_mut(node).filter(|track| track.state == State::Starting) {
             track.state = State::Running {
                 job: job.to_owned(),
@@ -371,7 +381,7 @@ impl Tracker {
             if !matches!(track.state, State::Ended(_)) {
                 let detail = match &track.state {
                     State::Running { job, .. } => format!("{detail}; its Job was {job}"),
-                    _ => format!("{detail} before its turn came"),
+                    _ => format!("{detail}; its turn had not come"),
                 };
                 track.state = State::Ended(Outcome::NotMeasured {
                     reason,
@@ -444,6 +454,7 @@ impl Tracker {
         track.state = State::Starting;
         track.attempt += 1;
         track.problem = None;
+        track.job_ended = None;
         Some(Action::Start {
             node: name.to_owned(),
             attempt: track.attempt,
@@ -463,6 +474,12 @@ impl Tracker {
 
     /// Brings a node's state up to date; deletes its Job if its turn ends while that is still at work.
     fn follow(&mut self, name: &str, elapsed: Duration) -> Option<Action> {
+        let track = self.nodes.get_mut(name)?;
+        if let State::Running { job, .. } = &track.state
+            && self.jobs.get(job).is_some_and(|job| job.end.is_some())
+        {
+            track.job_ended.get_or_insert(elapsed);
+        }
         let track = self.nodes.get(name)?;
         let finding = match &track.state {
             State::Ended(_) | State::Starting => return None,
@@ -470,7 +487,7 @@ impl Tracker {
                 Some(problem) => Finding::Problem(problem),
                 None => Finding::Nothing,
             },
-            State::Running { job, since } => self.examine(track, job, elapsed.saturating_sub(*since)),
+            State::Running { job, since } => self.examine(track, job, *since, elapsed),
         };
         let track = self.nodes.get_mut(name)?;
         let job = match &track.state {
@@ -505,7 +522,8 @@ impl Tracker {
         None
     }
 
-    fn examine(&self, track: &Track, job_name: &str, age: Duration) -> Finding {
+    fn examine(&self, track: &Track, job_name: &str, since: Duration, elapsed: Duration) -> Finding {
+        let age = elapsed.saturating_sub(since);
         let pods = || self.pods.values().filter(|pod| pod.job == job_name && !pod.disrupted);
         if let Some(end) = pods().find(|pod| pod.phase == PodPhase::Succeeded) {
             let summary = end
@@ -516,6 +534,13 @@ impl Tracker {
         }
         if let Some(failed) = pods().find(|pod| pod.phase == PodPhase::Failed) {
             return Finding::Ended(failure(failed.end.as_ref()));
+        }
+        if track
+            .job_ended
+            .is_some_and(|ended| elapsed.saturating_sub(ended) < POD_END_PATIENCE)
+        {
+            // Nothing orders two watches: what the pod has to say may still come.
+            return Finding::Nothing;
         }
         let job = self.jobs.get(job_name);
         match job.and_then(|job| job.end.as_ref()) {
@@ -801,15 +826,16 @@ mod tests {
             "worker_failed: its pod failed without saying why",
         );
         let end = |end| Event::Job(job("job-a", RUN, "a", Some(end)));
-        check(end(JobEnd::Complete), true, "measured, summary false");
+        // What the pod says may come later.
+        check(end(JobEnd::Complete), false, "measured, summary false");
         check(
             end(JobEnd::Failed("DeadlineExceeded: late".into())),
-            true,
+            false,
             "worker_failed: its Job failed: DeadlineExceeded",
         );
         check(
             end(JobEnd::Failing("PodFailurePolicy: x".into())),
-            true,
+            false,
             "worker_failed: its Job failed: PodFailurePolicy",
         );
         check(
@@ -992,6 +1018,7 @@ mod tests {
         )));
         tracker.step(seconds(1));
         for name in ["a", "b", "c"] {
+            tracker.starting(&format!("job-{name}"));
             tracker.started(name, &format!("job-{name}"), seconds(1));
             tracker.see(Event::Job(job(&format!("job-{name}"), RUN, name, None)));
         }
@@ -1002,12 +1029,12 @@ mod tests {
         tracker.step(seconds(2));
         tracker.give_up(NodeReason::TimedOut, "the time was up");
         // A Job that was on its way to the API server when time was up is deleted too.
-        tracker.started("d", "job-d", seconds(3));
+        tracker.starting("job-d");
         assert_eq!(deletes(&tracker.finish()), ["job-a", "job-c", "old-failed-b", "job-d"]);
         assert_eq!(
             told(tracker),
             "measured, summary false; worker_failed: its pod failed without saying why; \
-             timed_out: the time was up; its Job was job-c; timed_out: the time was up before its turn came"
+             timed_out: the time was up; its Job was job-c; timed_out: the time was up; its turn had not come"
         );
     }
 }

@@ -300,6 +300,8 @@ impl Descriptors {
     /// When the process has none left it may be somebody else who holds them: wait, but not for ever.
     const TRIES: usize = 100;
     const TRY_AGAIN: Duration = Duration::from_millis(10);
+    /// Less than the kernel takes in one path.
+    const PATH_BYTES: usize = 4000;
 
     /// `descriptors_max` is the process's limit.
     pub(crate) fn new(opener: Opener, descriptors_max: Option<u64>) -> Descriptors {
@@ -365,14 +367,28 @@ impl Descriptors {
             way.push(at);
             at = at.parent.as_ref().ok_or(Errno::NOENT)?;
         };
-        while let Some(directory) = way.pop() {
-            let opened = self.open_child(fd.as_fd(), &directory.name, directory.tree.mount)?;
+        // What is near will be wanted next; what is far is only passed, many names at once.
+        let near = self.limit / 4;
+        while let Some(mut directory) = way.pop() {
+            let mut path = directory.name.to_bytes().to_vec();
+            while self.opener == Opener::Openat2
+                && way.len() > near
+                && let Some(next) = way.pop_if(|next| path.len() + next.name.count_bytes() < Descriptors::PATH_BYTES)
+            {
+                path.push(b'/');
+                path.extend_from_slice(next.name.to_bytes());
+                directory = next;
+            }
+            let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+            let opened = self.open_child(fd.as_fd(), &path, directory.tree.mount)?;
             let stat = fstat(&opened)?;
             if (stat.st_dev, stat.st_ino) != (directory.device, directory.inode) {
                 return Err(Errno::NOENT);
             }
             fd = Arc::new(opened);
-            self.keep(directory, &fd);
+            if way.len() <= near {
+                self.keep(directory, &fd);
+            }
         }
         Ok(fd)
     }

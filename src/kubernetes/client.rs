@@ -4,7 +4,7 @@
 //! budget, and say what they do.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use k8s_openapi::api::batch::v1::Job;
@@ -189,11 +189,22 @@ impl Cluster {
     ///
     /// # Errors
     /// Whatever keeps the list from being complete: a part of a list is never returned.
-    pub async fn list<K, T>(&self, mut decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError>
+    pub async fn list<K, T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError>
     where
         K: Resource<DynamicType = ()>,
     {
-        let request = Request::new(K::url_path(&(), None));
+        self.list_below::<K, T>(None, decode).await
+    }
+
+    async fn list_below<K, T>(
+        &self,
+        namespace: Option<&str>,
+        mut decode: impl FnMut(&RawValue) -> T,
+    ) -> Result<Vec<T>, ApiError>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let request = Request::new(K::url_path(&(), namespace));
         let mut restarts = 0;
         let mut token: Option<String> = None;
         let mut found = Vec::new();
@@ -244,15 +255,12 @@ impl Cluster {
         self.retrying("get", &format!("jobs {name}"), || jobs.get(name)).await
     }
 
-    /// Every Job of the namespace, whoever made it.
+    /// Lists every Job of the namespace, whoever made it, as [`Cluster::list`] does.
     ///
     /// # Errors
     /// As any request.
-    pub async fn jobs(&self) -> Result<Vec<Job>, ApiError> {
-        let jobs: Api<Job> = self.api();
-        let all = ListParams::default();
-        let list = self.retrying("list", "jobs", || jobs.list(&all)).await?;
-        Ok(list.items)
+    pub async fn jobs<T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError> {
+        self.list_below::<Job, T>(Some(&self.namespace), decode).await
     }
 
     /// Creates a Job. If an earlier try got through although its answer did not, that Job is returned.
@@ -340,6 +348,7 @@ impl Cluster {
         R: FnMut() -> F,
         F: Future<Output = Result<T, kube::Error>>,
     {
+        let began = Instant::now();
         let failed = |cause: ApiCause| ApiError {
             verb,
             resource: resource.to_owned(),
@@ -365,7 +374,8 @@ impl Cluster {
             .without_max_times();
         attempt
             .retry(pauses)
-            .when(|error: &ApiError| error.cause.is_transient())
+            // The backoff's own limit counts the pauses only, and a try may take longer than all of them.
+            .when(|error: &ApiError| error.cause.is_transient() && began.elapsed() < RETRY_BUDGET)
             .notify(|error, pause| warn!(pause_seconds = pause.as_secs_f64(), "{error}; trying again"))
             .await
     }

@@ -346,13 +346,52 @@ pub fn own_job(object: &batch::Job) -> OwnJob {
     }
 }
 
-/// Whether a Job has come to its end: nothing of it runs any more.
-pub fn has_ended(object: &batch::Job) -> bool {
-    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")
+/// A Job that may hold the Lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderJob {
+    /// Its uid.
+    pub uid: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it has come to its end: nothing of it runs any more.
+    pub has_ended: bool,
+}
+
+/// Reads what of a Job tells whether it still holds the Lease; `None` for an object that is no Job at all. Any Job of the
+/// namespace is looked at here, so no more of it is decoded than is needed.
+pub fn job_of_holder(raw: &RawValue) -> Option<HolderJob> {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: Metadata,
+        #[serde(default)]
+        status: Status,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        name: String,
+        uid: String,
+    }
+    #[derive(Default, Deserialize)]
+    struct Status {
+        #[serde(default)]
+        conditions: Vec<Condition>,
+    }
+    #[derive(Deserialize)]
+    struct Condition {
+        #[serde(rename = "type")]
+        kind: String,
+        status: String,
+    }
+    let Object {
+        metadata: Metadata { name, uid },
+        status,
+    } = serde_json::from_str(raw.get()).ok()?;
+    let is_end = |one: &Condition| matches!(one.kind.as_str(), "Complete" | "Failed") && one.status == "True";
+    Some(HolderJob {
+        uid,
+        name,
+        has_ended: status.conditions.iter().any(is_end),
+    })
 }
 
 fn controller_of<'a>(metadata: &'a ObjectMeta, kind: &str) -> Option<&'a OwnerReference> {

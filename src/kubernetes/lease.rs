@@ -171,10 +171,9 @@ async fn job_of(cluster: &Cluster, identity: &str) -> Result<JobState, ApiError>
     if identity.starts_with(PROCESS_PREFIX) {
         return Ok(JobState::NoJob);
     }
-    let jobs = cluster.jobs().await?;
-    let job = jobs.iter().find(|job| job.metadata.uid.as_deref() == Some(identity));
-    Ok(match job {
-        Some(job) if !convert::has_ended(job) => JobState::Active(job.metadata.name.clone().unwrap_or_default()),
+    let jobs = cluster.jobs(convert::job_of_holder).await?;
+    Ok(match jobs.into_iter().flatten().find(|job| job.uid == identity) {
+        Some(job) if !job.has_ended => JobState::Active(job.name),
         _ => JobState::Ended,
     })
 }
@@ -234,6 +233,10 @@ impl HeldLease {
     /// # Errors
     /// As any request; the next run then finds the holder's Job ended.
     pub async fn release(&mut self) -> Result<(), ApiError> {
+        if !self.is_ours() {
+            // Another run took it, and needs it.
+            return Ok(());
+        }
         let release = |spec: &mut LeaseSpec| spec.holder_identity = Some(String::new());
         match self.write(release).await {
             Err(ApiError {
@@ -278,9 +281,18 @@ impl HeldLease {
             .cluster
             .retrying("get", &format!("leases {name}"), || self.leases.get(&name))
             .await?;
-        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
         self.lease = lease;
-        Ok(holder.as_deref() == Some(self.identity.as_str()))
+        Ok(self.is_ours())
+    }
+
+    /// Whether the Lease is ours, as it was last seen.
+    fn is_ours(&self) -> bool {
+        let holder = self
+            .lease
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.as_deref());
+        holder == Some(self.identity.as_str())
     }
 
     fn name(&self) -> String {
