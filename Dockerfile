@@ -5,15 +5,7 @@ FROM docker.io/library/rust:1.95.0-bookworm AS build
 # The compiler is the image's: what rust-toolchain.toml adds for development is not needed here.
 ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /source
-COPY Cargo.toml Cargo.lock ./
-COPY measure measure
-COPY src src
-# The default Job template is compiled in.
-COPY jobs jobs
-# Cargo looks at every target that Cargo.toml names, also at those that are not built.
-COPY tests tests
-COPY benches benches
-COPY examples examples
+COPY . .
 # The target is named so that the flags do not reach build scripts and macros, which cannot be static.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/source/target,sharing=locked \

@@ -7,6 +7,7 @@
 //! The decisions are made elsewhere ([`crate::volumes::plan`], [`crate::tracker`]); this carries them out, tries everything,
 //! and tells what it could not do.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -316,6 +317,7 @@ async fn run(config: Config) -> Result<Exit, RunError> {
         run,
         began,
         stopped,
+        jobs_not_deleted: Cell::new(0),
     };
     let result = tokio::select! {
         result = session.run() => result,
@@ -337,6 +339,8 @@ struct Session<'a> {
     run: Run,
     began: Instant,
     stopped: watch::Receiver<Option<Stop>>,
+    /// The workers' Jobs that were to be deleted, less those that were.
+    jobs_not_deleted: Cell<u64>,
 }
 
 /// What a run found in the cluster.
@@ -388,6 +392,7 @@ impl Session<'_> {
             outcomes: &outcomes,
             duration: self.began.elapsed(),
             peak_memory_bytes: peak_memory_bytes(),
+            jobs_not_deleted: self.jobs_not_deleted.get(),
         };
         log_outcomes(&report);
         let pushed = self.push_report(&report, is_complete, interrupted).await;
@@ -561,8 +566,10 @@ impl Session<'_> {
     }
 
     async fn delete(&self, job: String) {
-        if let Err(error) = self.cluster.delete_job(&job).await {
-            warn!("{error}");
+        self.jobs_not_deleted.set(self.jobs_not_deleted.get() + 1);
+        match self.cluster.delete_job(&job).await {
+            Ok(()) => self.jobs_not_deleted.set(self.jobs_not_deleted.get() - 1),
+            Err(error) => warn!("{error}"),
         }
     }
 

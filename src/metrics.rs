@@ -177,6 +177,11 @@ const WORKER_CONFINED: Family = Family {
     help: "Whether the node's worker saw its own system call filter refuse open_by_handle_at: 1 or 0.",
     labels: &["node"],
 };
+const JOBS_NOT_DELETED: Family = Family {
+    name: "lp_exporter_jobs_not_deleted",
+    help: "Jobs of workers that the last run was to delete and could not.",
+    labels: &[],
+};
 const LAST_SUCCESS: Family = Family {
     name: "lp_exporter_last_success_timestamp_seconds",
     help: "When the last run that did its work ended, in seconds since 1970, by the controller's clock.",
@@ -211,6 +216,7 @@ pub const FAMILIES: &[&Family] = &[
     &CONTROLLER_PEAK_MEMORY,
     &WORKER_PEAK_MEMORY,
     &WORKER_CONFINED,
+    &JOBS_NOT_DELETED,
     &LAST_SUCCESS,
 ];
 
@@ -348,6 +354,8 @@ pub struct Report<'a> {
     pub duration: Duration,
     /// The controller's peak memory.
     pub peak_memory_bytes: u64,
+    /// Jobs of workers that were to be deleted and are still there.
+    pub jobs_not_deleted: u64,
 }
 
 /// How many volumes ended how: the sum over all is the number of volumes listed.
@@ -433,6 +441,7 @@ impl Report<'_> {
         exposition.family(&WORKER_PEAK_MEMORY, memory);
         let confined = summaries().map(|(node, summary)| ([node], f64::from(u8::from(summary.confined))));
         exposition.family(&WORKER_CONFINED, confined);
+        exposition.value(&JOBS_NOT_DELETED, self.jobs_not_deleted as f64);
         finish(exposition, self.run)
     }
 }

@@ -11,6 +11,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -33,18 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// interval.
 const SHORT_DEADLINE_SECONDS: u64 = 16;
 
-/// All that the controller may do; the manifests' roles say the same.
+/// All that the controller may do: what the manifests grant it.
 fn rights() -> Vec<Right> {
-    let own = Some(NAMESPACE);
-    vec![
-        Right::new(None, "persistentvolumes", &["list"]),
-        Right::new(None, "persistentvolumeclaims", &["list"]),
-        Right::new(None, "nodes", &["list", "watch"]),
-        Right::new(own, "jobs", &["get", "list", "watch", "create", "delete"]),
-        Right::new(own, "pods", &["get", "list", "watch"]),
-        Right::new(own, "configmaps", &["create"]),
-        Right::new(own, "leases", &["get", "create", "update"]),
-    ]
+    let manifest = include_str!("../manifests/base/rbac.yaml");
+    let objects = serde_yaml::Deserializer::from_str(manifest).map(Value::deserialize);
+    let objects = objects.map(|object| object.expect("the manifest is YAML"));
+    objects.flat_map(|object| Right::of_role(&object, NAMESPACE)).collect()
 }
 
 /// A cluster of three nodes, each with one volume, and a Pushgateway.
@@ -307,15 +302,12 @@ fn check_manners(stage: &Stage, said: &str) {
         let pushes = group_of(stage, &group).pushes;
         assert!(pushes <= 1, "{group:?} was pushed {pushes} times:\n{said}");
     }
+    let rights = rights();
     for request in stage.server.requests() {
-        let allowed = rights().iter().any(|right| {
-            right.resource == request.resource
-                && right.verbs.contains(&request.verb)
-                && right
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|namespace| *namespace == request.namespace)
-        });
+        let (verb, resource) = (&request.verb, &request.resource);
+        let allowed = rights
+            .iter()
+            .any(|right| right.allows(verb, resource, &request.namespace, &request.name));
         assert!(
             allowed,
             "{} {} is beyond its rights:\n{said}",

@@ -288,7 +288,11 @@ async fn answers_as_scripted() {
         "and yet it was created"
     );
 
-    server.restrict_to(vec![Right::new(Some("lp-exporter"), "pods", &["get"])]);
+    let role = json!({
+        "kind": "Role",
+        "rules": [{"apiGroups": [""], "resources": ["pods"], "resourceNames": ["one"], "verbs": ["get"]}],
+    });
+    server.restrict_to(Right::of_role(&role, "lp-exporter"));
     pods.get("one").await.expect("the right is there");
     let (code, ..) = refused(pods.list(&ListParams::default()).await);
     assert_eq!(code, 403);
@@ -305,7 +309,7 @@ const PUSHES: [(&str, &str, &str, u16); 13] = [
     (
         "PUT",
         "job/second/node/a%20b",
-        "# TYPE a_bytes gauge\na_bytes{node=\"overwritten\"} 7\n",
+        "# HELP a_bytes of \"a\" \\\\ and\\nb\n# TYPE a_bytes gauge\na_bytes{node=\"overwritten\"} 7\n",
         200,
     ),
     ("PUT", "job/other", "# TYPE a_bytes counter\na_bytes 1\n", 400),

@@ -93,11 +93,9 @@ fn output(mut command: Command, input: &str) -> Result<String> {
     let done = child.wait_with_output()?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     if !done.status.success() {
-        bail!(
-            "{command:?}: {}: {}{text}",
-            done.status,
-            String::from_utf8_lossy(&done.stderr)
-        );
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said: String = said.chars().chain(text.chars()).take(ERROR_MAX_CHARS).collect();
+        bail!("{command:?}: {}: {said}", done.status);
     }
     Ok(text)
 }

@@ -97,6 +97,12 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         ),
         trial(
             s,
+            "an_earlier_worker_that_hangs",
+            &[&s.node_exec],
+            steps::nodes::an_earlier_worker_that_hangs,
+        ),
+        trial(
+            s,
             "a_node_cut_off_before_a_run",
             &[&s.node_stop, &s.node_start],
             steps::nodes::cut_off_before_a_run,

@@ -1,5 +1,6 @@
 //! Nodes in trouble: each costs its own numbers at most, and the report says which and why.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -122,13 +123,57 @@ pub(crate) fn a_node_under_disk_pressure(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// On a node where the worker of an earlier run cannot end, no second one is started: the node is reported, and the others
+/// are measured.
+pub(crate) fn an_earlier_worker_that_hangs(world: &World) -> Result<()> {
+    run()?.ensure_done()?;
+    let before = world.push_times()?;
+    let node = &world.nodes.troubled;
+    hold_workers(world, node, 3600)?;
+    let ended = start()?;
+    let pod = ended.wait_for_worker(node, is_held)?;
+    let container = text(&pod["status"]["initContainerStatuses"][0]["containerID"]);
+    let id = container.rsplit('/').next().unwrap_or_default();
+    let runtime = on_node(&world.settings.node_exec, node, &["sh", "-c", FIND_RUNTIME, "sh", id])?;
+    let runtime = runtime.trim();
+    ensure!(!runtime.is_empty(), "no process of the container {id} on {node}");
+    // Who runs the container is stopped, so nothing can end it: for the cluster it is as if it hung in the kernel.
+    on_node(&world.settings.node_exec, node, &["kill", "-STOP", runtime])?;
+    let next = kubectl(&["delete", "job", ended.job(), "-n", NAMESPACE]).and_then(|_| {
+        let selector = format!("job-name={}", ended.job());
+        kubectl(&[
+            "wait",
+            "pod",
+            "-l",
+            &selector,
+            "-n",
+            NAMESPACE,
+            "--for=delete",
+            "--timeout=45s",
+            "--request-timeout=0",
+        ])
+    });
+    restore_template()?;
+    let next = next.and_then(|_| run());
+    on_node(&world.settings.node_exec, node, &["kill", "-CONT", runtime])?;
+    ensure_reported(world, &before, &next?, node, "earlier_worker_hangs")?;
+    eventually(
+        "the node whose worker hung to be measured",
+        Duration::from_secs(120),
+        || {
+            run()?.ensure_done()?;
+            ensure_measured(world, &world.nodes.all())
+        },
+    )
+}
+
 /// A node that is away before the run: the others are measured, its numbers stay, and the report says why.
 pub(crate) fn cut_off_before_a_run(world: &World) -> Result<()> {
     run()?.ensure_done()?;
     let before = world.push_times()?;
     on_node(&world.settings.node_stop, &world.nodes.lost, &[])?;
     let done = wait_for_condition(&world.nodes.lost, "Ready", false).and_then(|()| run());
-    let checked = done.and_then(|done| ensure_reported_lost(world, &before, &done));
+    let checked = done.and_then(|done| ensure_reported(world, &before, &done, &world.nodes.lost, "not_ready"));
     come_back(world)?;
     checked
 }
@@ -143,7 +188,7 @@ pub(crate) fn cut_off_during_a_run(world: &World) -> Result<()> {
     on_node(&world.settings.node_stop, &world.nodes.lost, &[])?;
     let done = held.and_then(|_| started.finish());
     restore_template()?;
-    let checked = done.and_then(|done| ensure_reported_lost(world, &before, &done));
+    let checked = done.and_then(|done| ensure_reported(world, &before, &done, &world.nodes.lost, "lost"));
     come_back(world)?;
     checked
 }
@@ -185,23 +230,35 @@ fn under_disk_pressure(world: &World, node: &str) -> Result<()> {
     ensure_measured(world, &[node])
 }
 
-/// Everything but the lost node's numbers is of this run, which kept to its clock and says which node was lost and why.
-fn ensure_reported_lost(world: &World, before: &std::collections::BTreeMap<String, f64>, done: &Run) -> Result<()> {
+/// Prints the parent of the first process of the container `$1`: what runs it.
+const FIND_RUNTIME: &str = r#"
+for process in /proc/[0-9]*; do
+  grep -qs "$1" "$process/cgroup" || continue
+  parent=$(sed -n 's/^PPid:[[:space:]]*//p' "$process/status")
+  grep -qs "$1" "/proc/$parent/cgroup" || { echo "$parent"; exit; }
+done"#;
+
+/// Everything but one node's numbers is of this run, which kept to its clock and says which node was left out and why.
+fn ensure_reported(
+    world: &World,
+    before: &BTreeMap<String, f64>,
+    done: &Run,
+    left_out: &str,
+    reason: &str,
+) -> Result<()> {
     ensure!(done.exit_code == 0, "exit {}:\n{}", done.exit_code, done.log);
     ensure!(
         done.seconds < INTERVAL_SECONDS as f64,
         "the run took {:.0} s",
         done.seconds
     );
-    let lost = &world.nodes.lost;
     let after = world.push_times()?;
     for node in world.nodes.all() {
-        let is_new = after.get(node) > before.get(node);
+        let (then, now) = (before.get(node), after.get(node));
         ensure!(
-            is_new == (node != lost),
-            "{node} was pushed at {:?}, before at {:?}",
-            after.get(node),
-            before.get(node)
+            (now > then) == (node != left_out),
+            "{node} was pushed at {now:?}, before at {then:?}:\n{}",
+            done.log
         );
     }
     let report = world.report()?;
@@ -212,17 +269,13 @@ fn ensure_reported_lost(world: &World, before: &std::collections::BTreeMap<Strin
         .flatten()
         .filter(|(_, value)| *value == 1.0);
     let said: Vec<_> = said
-        .map(|(labels, _)| (labels.get("node").cloned(), labels.get("reason").cloned()))
+        .map(|(labels, _)| ["node", "reason"].map(|name| labels.get(name).map(String::as_str)))
         .collect();
-    ensure!(
-        said.len() == 1 && said[0].0.as_ref() == Some(lost) && said[0].1.is_some(),
-        "not measured are {said:?}"
-    );
-    println!(
-        "  {lost}: {} (run took {:.1} s)",
-        said[0].1.as_deref().unwrap_or_default(),
+    ensure!(said == [[Some(left_out), Some(reason)]], "not measured are {said:?}");
+    world.figure(format!(
+        "wall time of a run that reports a node as {reason}: {:.1} s",
         done.seconds
-    );
+    ));
     Ok(())
 }
 

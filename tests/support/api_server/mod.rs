@@ -336,7 +336,9 @@ async fn serve(State(server): State<ApiServer>, request: Request) -> Response {
             body: body.clone(),
         });
         if let Some(rights) = &world.rights
-            && !rights.iter().any(|right| right.allows(&call))
+            && !rights
+                .iter()
+                .any(|right| right.allows(call.verb, call.resource.plural, &call.namespace, &call.name))
         {
             return refuse(&Refusal::forbidden(call.verb, call.resource.plural, &call.namespace));
         }

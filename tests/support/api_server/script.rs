@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::call::Call;
 use super::refusal::Refusal;
+use super::store::Resource;
 
 /// What a request that a rule matches is answered with.
 #[derive(Debug, Clone)]
@@ -108,23 +111,42 @@ pub struct Right {
     pub verbs: Vec<String>,
     /// The Role's namespace; `None` is a ClusterRole, good for every namespace.
     pub namespace: Option<String>,
+    /// The only objects that it is good for; empty for all.
+    pub names: Vec<String>,
 }
 
 impl Right {
-    pub fn new(namespace: Option<&str>, resource: &str, verbs: &[&str]) -> Right {
-        Right {
-            resource: resource.to_owned(),
-            verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
-            namespace: namespace.map(str::to_owned),
+    /// The rights that the rules of a Role or ClusterRole grant.
+    ///
+    /// `namespace` is that of the Role. A rule for a resource of another API group than that of the resource here grants
+    /// nothing.
+    pub fn of_role(role: &Value, namespace: &str) -> Vec<Right> {
+        let namespace = (role["kind"] == "Role").then(|| namespace.to_owned());
+        let texts = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap_or_default() };
+        let mut rights = Vec::new();
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            for resource in texts(&rule["resources"]) {
+                if texts(&rule["apiGroups"])
+                    .iter()
+                    .any(|group| group == Resource::named(&resource).group())
+                {
+                    rights.push(Right {
+                        resource,
+                        verbs: texts(&rule["verbs"]),
+                        namespace: namespace.clone(),
+                        names: texts(&rule["resourceNames"]),
+                    });
+                }
+            }
         }
+        rights
     }
 
-    pub fn allows(&self, call: &Call) -> bool {
-        self.resource == call.resource.plural
-            && self.verbs.iter().any(|verb| verb == call.verb)
-            && self
-                .namespace
-                .as_ref()
-                .is_none_or(|namespace| *namespace == call.namespace)
+    /// Whether it allows a verb on a resource; `namespace` is empty for the whole cluster, `name` for no single object.
+    pub fn allows(&self, verb: &str, resource: &str, namespace: &str, name: &str) -> bool {
+        self.resource == resource
+            && self.verbs.iter().any(|allowed| allowed == verb)
+            && self.namespace.as_ref().is_none_or(|allowed| allowed == namespace)
+            && (self.names.is_empty() || self.names.iter().any(|allowed| allowed == name))
     }
 }
