@@ -406,6 +406,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
         outcomes: &outcomes,
         duration: Duration::from_secs(1),
         peak_memory_bytes: 1,
+        jobs_not_deleted: 0,
     };
     let bases = BasePaths::new(["/data"]).expect("a base path");
     let measurement = Measurement {
