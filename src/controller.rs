@@ -30,6 +30,7 @@ use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
 use crate::kubernetes::lease::{self, Claimed, Holder};
 use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
+use crate::pushgateway::group;
 use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Tracker};
@@ -173,6 +174,12 @@ fn worker_environment(
     grouping_labels: &GroupingLabels,
     log: LogArguments,
 ) -> Vec<(&'static str, String)> {
+    if push.pushgateway_ca_file.is_some() {
+        warn!(
+            "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
+             LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
+        );
+    }
     if push.pushgateway_url.contains('@') {
         warn!(
             "user and password of the Pushgateway's URL are not given to the workers: set LP_EXPORTER_PUSHGATEWAY_URL from a \
@@ -385,7 +392,7 @@ impl Session<'_> {
         log_plan(&plan);
         let capacities = metrics::capacity_group(&plan, &self.run, *interval);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
-        let key = self.key(metrics::CONTROLLER_JOB);
+        let key = self.key(group::CONTROLLER_JOB);
         until_stopped(
             &mut stopped,
             self.config.pushgateway.put(&key, &capacities, first_push_budget),
@@ -682,13 +689,13 @@ impl Session<'_> {
             self.retire(report.plan).await;
         }
         pushgateway
-            .put(&self.key(metrics::REPORT_JOB), &report.group(), budget)
+            .put(&self.key(group::REPORT_JOB), &report.group(), budget)
             .await?;
         if interrupted {
             return Ok(());
         }
         let success = metrics::success_group(&self.run, unix_seconds());
-        pushgateway.put(&self.key(metrics::SUCCESS_JOB), &success, budget).await
+        pushgateway.put(&self.key(group::SUCCESS_JOB), &success, budget).await
     }
 
     /// Deletes the groups of nodes that have no volumes any more. What fails is tried again by the next run.

@@ -13,13 +13,6 @@ use crate::tracker::Outcome;
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
 use crate::volumes::plan::{PlacedVolume, Plan};
 
-/// The group with capacities and the facts of the volumes.
-pub const CONTROLLER_JOB: &str = "lp-exporter";
-/// The group with the report of the last run.
-pub const REPORT_JOB: &str = "lp-exporter-run";
-/// The group that only a run that did its work replaces.
-pub const SUCCESS_JOB: &str = "lp-exporter-success";
-
 /// The labels of every metric about a volume.
 pub const VOLUME_LABELS: &[&str] = &[
     "namespace",

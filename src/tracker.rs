@@ -654,6 +654,7 @@ fn failure(end: Option<&PodEnd>) -> Outcome {
     let reason = match Exit::from_code(*exit_code) {
         _ if reason == "OOMKilled" => NodeReason::OutOfMemory,
         Some(Exit::Pushgateway) => NodeReason::NotDelivered,
+        Some(Exit::Interrupted) => NodeReason::RunInterrupted,
         _ => NodeReason::WorkerFailed,
     };
     Outcome::NotMeasured {
@@ -819,6 +820,11 @@ mod tests {
             ended(PodPhase::Failed, 137, "OOMKilled", ""),
             true,
             "out_of_memory: exit code 137",
+        );
+        check(
+            ended(PodPhase::Failed, 7, "Error", summary),
+            true,
+            "run_interrupted: exit code 7",
         );
         check(
             own_pod(|pod| pod.phase = PodPhase::Failed),

@@ -22,6 +22,10 @@ const SELECTED_NODE_ANNOTATION: &str = "local.path.provisioner/selected-node";
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// What Virtual Kubelet labels its nodes with.
 const VIRTUAL_NODE_LABEL: (&str, &str) = ("type", "virtual-kubelet");
+/// The containers of our pods, by the names that jobs/worker.yaml and manifests/base/cronjob.yaml give them. A pod may
+/// have others beside them.
+const WORKER_CONTAINER: &str = "worker";
+const CONTROLLER_CONTAINER: &str = "controller";
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
 
@@ -234,7 +238,7 @@ pub fn worker_pod(object: &core::Pod) -> WorkerPod {
         .container_statuses
         .unwrap_or_default()
         .into_iter()
-        .next()
+        .find(|container| container.name == WORKER_CONTAINER)
         .and_then(|container| container.state);
     let (waiting, terminated) = state.map(|state| (state.waiting, state.terminated)).unwrap_or_default();
     WorkerPod {
@@ -312,9 +316,13 @@ pub struct OwnPod {
 pub fn own_pod(object: core::Pod) -> OwnPod {
     let job_name = controller_of(&object.metadata, "Job").map(|owner| owner.name.clone());
     let containers = object.spec.map(|spec| spec.containers).unwrap_or_default();
+    let own = containers
+        .iter()
+        .find(|container| container.name == CONTROLLER_CONTAINER)
+        .or(containers.first());
     OwnPod {
         uid: object.metadata.uid.unwrap_or_default(),
-        image: containers.into_iter().next().and_then(|container| container.image),
+        image: own.and_then(|container| container.image.clone()),
         job_name,
     }
 }

@@ -14,8 +14,8 @@ pub const CONTROLLER_JOB: &str = "lp-exporter";
 /// The job of the workers' groups, one for each node: usage of the volumes.
 pub const WORKER_JOB: &str = "lp-exporter-job";
 /// The job of the group with the report of a run, pushed at its end.
-pub const RUN_JOB: &str = "lp-exporter-run";
-/// The job of the group that is pushed only by a run without failures.
+pub const REPORT_JOB: &str = "lp-exporter-run";
+/// The job of the group that is pushed only by a run that was not ended early: it did what it could.
 pub const SUCCESS_JOB: &str = "lp-exporter-success";
 
 /// The label that tells the workers' groups apart.

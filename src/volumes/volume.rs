@@ -151,7 +151,7 @@ pub enum NodeReason {
     TimedOut,
     /// A worker of an earlier run is still on the node and does not end: a disk hangs.
     EarlierWorkerHangs,
-    /// The run was ended before the node's turn, or before its worker was done.
+    /// The run, or the node's worker, was told to end before it was done.
     RunInterrupted,
 }
 
