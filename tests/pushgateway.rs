@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use lp_exporter::exposition::{Body, Exposition, Family};
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
 use lp_exporter::pushgateway::{Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire};
+use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -245,6 +246,106 @@ async fn speaks_tls_with_a_ca_of_our_own() {
         )
         .await;
     }
+}
+
+/// In an image that holds nothing but the program: no CA certificates, no /etc, no /proc.
+#[tokio::test]
+async fn the_static_program_pushes_from_an_empty_root() {
+    let Some(program) = std::env::var_os("LP_EXPORTER_TEST_STATIC_BINARY") else {
+        skip(
+            "the static program",
+            "LP_EXPORTER_TEST_STATIC_BINARY names none; `make dist` makes it",
+        );
+        return;
+    };
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let Some(binary) = pushgateways().pop() else {
+        return;
+    };
+    let root = TempDir::new().expect("a temporary directory");
+    let put = |from: &Path, name: &str| std::fs::copy(from, root.path().join(name)).expect("a copy");
+    put(Path::new(&program), "lp-exporter");
+    put(&certificates.directory.path().join("ca.pem"), "ca.pem");
+    std::fs::create_dir_all(root.path().join("base/volume")).expect("a directory");
+    std::fs::write(root.path().join("base/volume/file"), [1; 5000]).expect("a file");
+    let plan = NodePlan {
+        version: node_plan::VERSION,
+        run: Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.0,
+        },
+        node: "node-1".to_owned(),
+        budget_seconds: 20.0,
+        bases: vec![Base {
+            path: "/data".to_owned(),
+            mounted_at: Some("/base".to_owned()),
+        }],
+        volumes: vec![PlannedVolume {
+            persistentvolume: "pv".to_owned(),
+            namespace: None,
+            persistentvolumeclaim: None,
+            storageclass: String::new(),
+            path: "/data/volume".to_owned(),
+            base: 0,
+            capacity_bytes: 1,
+        }],
+    };
+    std::fs::write(root.path().join("plan"), plan.encode().expect("a small plan")).expect("a file");
+
+    let plain = Server::start(&binary, &[]).await;
+    let config = certificates.web_config();
+    let tls = Server::start(&binary, &[&format!("--web.config.file={}", config.display())]).await;
+    check_empty_root(
+        root.path(),
+        &format!("http://127.0.0.1:{}", plain.address.port()),
+        &[],
+        0,
+        "",
+    );
+    let https = format!("https://exporter:test@127.0.0.1:{}", tls.address.port());
+    check_empty_root(root.path(), &https, &["--pushgateway-ca-file=/ca.pem"], 0, "");
+    check_empty_root(
+        root.path(),
+        &https,
+        &[],
+        2,
+        "there are no CA certificates on this system",
+    );
+}
+
+fn check_empty_root(root: &Path, url: &str, more: &[&str], exit_code: i32, expected: &str) {
+    let is_root = rustix::process::geteuid().is_root();
+    let mut command = Command::new(if is_root { "chroot" } else { "unshare" });
+    if !is_root {
+        command.args(["--map-root-user", "chroot"]);
+    }
+    let arguments = [
+        "worker",
+        "--plan=/plan",
+        "--start-delay-max=0s",
+        "--pushgateway-url",
+        url,
+    ];
+    let output = command
+        .arg(root)
+        .arg("/lp-exporter")
+        .args(arguments)
+        .args(more)
+        .env_clear();
+    let output = output
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .expect("chroot is a program of every system");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit_code), "{url} {more:?}: {said}");
+    assert!(said.contains(expected), "{url} {more:?}: {said}");
+    assert_eq!(
+        said.contains("\"delivered\":true"),
+        exit_code == 0,
+        "{url} {more:?}: {said}"
+    );
 }
 
 async fn check_tls(certificates: &Certificates, port: u16, ca: &str, url: &str, expected: Result<(), &str>) {
