@@ -3,7 +3,7 @@
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 DIST_TARGET := $(shell uname -m)-unknown-linux-gnu
 DIST_BINARY := $(TARGET_DIR)/$(DIST_TARGET)/dist/lp-exporter
-DIST_MAX_BYTES := 12582912
+DIST_MAX_BYTES := 12000000
 DENY_CHECKS := advisories bans licenses sources
 IMAGE := localhost/lp-exporter:0.1.0
 
@@ -23,7 +23,7 @@ lint: ## formatting, and clippy with warnings as errors
 	cargo clippy --workspace --all-targets -- -D warnings
 
 deny: ## advisories, licences, sources and duplicates of the dependencies (needs cargo-deny)
-	cargo deny check $(DENY_CHECKS)
+	cargo deny check --hide-inclusion-graph $(DENY_CHECKS)
 
 dist: ## the static binary of images and downloads, and its size
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile dist --target $(DIST_TARGET)

@@ -9,10 +9,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixtures::text;
-use crate::install::{INTERVAL_SECONDS, NAMESPACE};
+use crate::install::{INTERVAL_SECONDS, NAMESPACE, patch_cron_job};
 use crate::kubectl::{eventually, get, items, kubectl};
 
 /// A run that is over.
@@ -95,12 +95,28 @@ pub(crate) fn start() -> Result<Started> {
     Ok(Started { job, since, workers })
 }
 
-/// Follows a run that somebody else started.
-pub(crate) fn follow(job: &str) -> Result<Started> {
+/// Lets the schedule start a run.
+pub(crate) fn start_by_schedule() -> Result<Started> {
+    let workers = Watch::start()?;
+    patch_cron_job(&json!({"spec": {"suspend": false}}))?;
+    let job = eventually("the schedule to start a run", Duration::from_secs(90), || {
+        let jobs = get(&["jobs", "-n", NAMESPACE])?;
+        let is_scheduled = |job: &&Value| {
+            job["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"].is_string()
+                && job["status"]["active"] == 1
+        };
+        items(&jobs)
+            .iter()
+            .find(is_scheduled)
+            .map(|job| text(&job["metadata"]["name"]))
+            .context("no Job of the schedule")
+    });
+    let since = Instant::now();
+    patch_cron_job(&json!({"spec": {"suspend": true}}))?;
     Ok(Started {
-        job: job.to_owned(),
-        since: Instant::now(),
-        workers: Watch::start()?,
+        job: job?,
+        since,
+        workers,
     })
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::{TAINT, WORKER, World};
 use crate::fixtures::{CLASSES, text};
-use crate::install::{NAMESPACE, patch_cron_job};
-use crate::kubectl::{eventually, get, items, kubectl};
+use crate::install::NAMESPACE;
+use crate::kubectl::{eventually, kubectl};
 use crate::observe;
-use crate::runs::{follow, run};
+use crate::runs::{run, start_by_schedule};
 
 /// With one node tainted and one cordoned, every claim's number is what `du` says on its node.
 pub(crate) fn every_claim_is_what_du_says(world: &World) -> Result<()> {
@@ -70,21 +70,7 @@ pub(crate) fn every_claim_is_what_du_says(world: &World) -> Result<()> {
 /// The schedule starts a run, whose report differs from the one before.
 pub(crate) fn a_run_by_the_schedule(world: &World) -> Result<()> {
     let before = world.report()?.push_time_seconds;
-    patch_cron_job(&json!({"spec": {"suspend": false}}))?;
-    let scheduled = eventually("the schedule to start a run", Duration::from_secs(90), || {
-        let jobs = get(&["jobs", "-n", NAMESPACE])?;
-        let by_schedule = |job: &&serde_json::Value| {
-            job["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"].is_string()
-                && job["status"]["active"] == 1
-        };
-        items(&jobs)
-            .iter()
-            .find(by_schedule)
-            .map(|job| text(&job["metadata"]["name"]))
-            .context("no Job of the schedule yet")
-    });
-    patch_cron_job(&json!({"spec": {"suspend": true}}))?;
-    follow(&scheduled?)?.finish()?.ensure_done()?;
+    start_by_schedule()?.finish()?.ensure_done()?;
     let after = world.report()?.push_time_seconds;
     ensure!(
         after > before,
