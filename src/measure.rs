@@ -273,15 +273,11 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
         ]);
     }
     if rows.len() > 1 {
-        let sum = |number: fn(&Measurement) -> Option<u64>| rows.iter().filter_map(|(_, one)| number(one)).sum::<u64>();
+        let counted = outermost(measured);
+        let sum = |number: fn(&Measurement) -> Option<u64>| counted.iter().filter_map(|one| number(one)).sum::<u64>();
+        let used = human(Some(sum(|one| one.used_bytes)));
         let inodes = HumanCount(sum(|one| one.inodes_used)).to_string();
-        table.add_row([
-            human(Some(sum(|one| one.used_bytes))),
-            String::new(),
-            inodes,
-            String::new(),
-            "total".to_owned(),
-        ]);
+        table.add_row([used, String::new(), inodes, String::new(), "total".to_owned()]);
     }
     let mut out = io::stdout().lock();
     writeln!(out, "{}", table.trim_fmt())?;
@@ -292,6 +288,19 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
         write_problems(&mut out, asked, one)?;
     }
     out.flush()
+}
+
+/// The measurements of which none lies in another, so that their sum counts nothing twice.
+fn outermost(measured: &[(Asked, Measurement)]) -> Vec<&Measurement> {
+    let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place.as_ref().ok()).collect();
+    let is_outermost = |(index, place): (usize, &PathBuf)| {
+        let holds = |(other_index, other): (usize, &Option<&PathBuf>)| {
+            other.is_some_and(|other| place.starts_with(other) && (place != other || other_index < index))
+        };
+        !places.iter().enumerate().any(holds)
+    };
+    let indices = (0..measured.len()).filter(|index| places[*index].is_some_and(|place| is_outermost((*index, place))));
+    indices.map(|index| &measured[index].1).collect()
 }
 
 fn write_largest(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io::Result<()> {

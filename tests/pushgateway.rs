@@ -453,7 +453,7 @@ async fn tries_again_what_may_pass() {
     let half = reply(200, "", r#"{"status":"success","data":[{"labels":{"#);
     check_calls(Call::List, &[half, list], Ok(()), 2).await;
     check_calls(Call::Put, &vec![Act::Close; 20], Err("cannot be reached"), 0).await;
-    check_calls(Call::Put, &vec![Act::Hang; 20], Err("no reply within 0.3 s"), 0).await;
+    check_calls(Call::Put, &vec![Act::Hang; 20], Err("no reply within"), 0).await;
     check_calls(
         Call::Put,
         &vec![reply(503, "", "no disk"); 20],

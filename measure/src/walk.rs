@@ -302,6 +302,10 @@ impl Shared {
         loop {
             if self.is_over() || schedule.running > schedule.wanted {
                 schedule.remove_worker(hands.id);
+                // What it leaves, or was woken for, is for another one.
+                if schedule.idle > 0 && schedule.has_work() {
+                    self.wake.notify_one();
+                }
                 return None;
             }
             if let Some(job) = schedule.take(hands.id, self.now()) {

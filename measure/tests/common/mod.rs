@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use lp_measure::{Config, Measurement, Method, State, Target, measure};
 
@@ -21,16 +22,10 @@ pub fn inside(base: &Path, relative: impl Into<PathBuf>) -> Target {
     }
 }
 
-/// Measures one directory by walking.
+/// Measures one directory by walking. A walk that never ends is to fail here and not to hang.
 pub fn walk(path: &Path) -> Measurement {
-    measure(
-        vec![whole(path)],
-        Config {
-            statfs: false,
-            ..Config::full_speed()
-        },
-    )
-    .remove(0)
+    let config = Config { statfs: false, total_budget: Some(Duration::from_secs(120)), ..Config::full_speed() };
+    measure(vec![whole(path)], config).remove(0)
 }
 
 pub fn run(program: &str, arguments: &[&str]) -> String {
