@@ -13,16 +13,18 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use futures::stream::{self, FuturesUnordered, StreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, error, info, warn};
 
 use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
-use crate::deadlines::{Deadlines, deadlines};
+use crate::deadlines::{Deadlines, JobClock, deadlines};
 use crate::exit::Exit;
 use crate::kubernetes::client::{ApiCause, ApiError, Cluster};
 use crate::kubernetes::convert::{self, OwnJob, OwnPod};
@@ -33,8 +35,8 @@ use crate::metrics::{self, Report};
 use crate::pushgateway::group;
 use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::summary::peak_memory_bytes;
-use crate::tracker::{Action, Event, Expected, Outcome, Tracker};
-use crate::volumes::node_plan::{Run, TooLarge};
+use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
+use crate::volumes::node_plan::Run;
 use crate::volumes::path::BasePaths;
 use crate::volumes::plan::{Claims, Plan, plan};
 use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
@@ -46,8 +48,9 @@ const INSTANCE: &str = "lp-exporter";
 const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long the other requests to the Pushgateway may be tried.
 const PUSH_BUDGET: Duration = Duration::from_secs(15);
-/// How long each step may take that is left to do after the run was told to end: all fit into a grace period of 30 s.
-const LAST_STEP_BUDGET: Duration = Duration::from_secs(6);
+/// How long what is left to do may take after the run was told to end: deleting the Jobs half of it, the report, and
+/// releasing the Lease fit into a grace period of 30 s together.
+const LAST_STEPS_BUDGET: Duration = Duration::from_secs(6);
 /// What the lists of the watches may take at the beginning.
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the clock is looked at.
@@ -119,10 +122,13 @@ pub fn main(arguments: ControllerArguments) -> Exit {
             return Exit::Unexpected;
         }
     };
-    runtime.block_on(run(config)).unwrap_or_else(|error| {
+    let exit = runtime.block_on(run(config)).unwrap_or_else(|error| {
         error!("{error}");
         error.exit()
-    })
+    });
+    // A look-up of a name may hang on one of its threads.
+    runtime.shutdown_background();
+    exit
 }
 
 fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
@@ -216,7 +222,7 @@ struct Identity {
     instance: String,
     holder: Holder,
     cron_job: Option<(String, String)>,
-    job_active_deadline: Option<Duration>,
+    job: Option<JobClock>,
     image: Option<String>,
 }
 
@@ -228,34 +234,47 @@ async fn identify(cluster: &Cluster, pod_name: Option<&str>) -> Result<Identity,
             instance: INSTANCE.to_owned(),
             holder: Holder::Process(id),
             cron_job: None,
-            job_active_deadline: None,
+            job: None,
             image: None,
         });
     };
-    let OwnPod { uid, image, job_name } = convert::own_pod(cluster.pod(pod_name).await?);
-    let own_job = match job_name {
-        Some(name) => Some(convert::own_job(&cluster.job(&name).await?)),
-        None => None,
+    let OwnPod {
+        uid,
+        image,
+        job_name,
+        created_unix_seconds,
+    } = convert::own_pod(cluster.pod(pod_name).await?);
+    let Some(job_name) = job_name else {
+        return Ok(Identity {
+            run_id: uid.clone(),
+            instance: INSTANCE.to_owned(),
+            holder: Holder::Process(uid),
+            cron_job: None,
+            job: None,
+            image,
+        });
     };
-    let holder = own_job
-        .as_ref()
-        .map_or_else(|| Holder::Process(uid.clone()), |job| Holder::Job(job.uid.clone()));
-    let (cron_job, deadline_seconds) = match own_job {
-        Some(OwnJob {
-            cron_job,
-            active_deadline_seconds,
-            ..
-        }) => (cron_job, active_deadline_seconds),
-        None => (None, None),
-    };
+    let OwnJob {
+        uid: job_uid,
+        active_deadline_seconds,
+        started_unix_seconds,
+        cron_job,
+    } = convert::own_job(&cluster.job(&job_name).await?);
+    // Both times are the control plane's: our own clock may differ.
+    let elapsed_seconds = created_unix_seconds
+        .zip(started_unix_seconds)
+        .map_or(0, |(pod, job)| pod - job);
     Ok(Identity {
         run_id: uid,
         instance: cron_job
             .as_ref()
             .map_or_else(|| INSTANCE.to_owned(), |(name, _)| name.clone()),
-        holder,
+        holder: Holder::Job(job_uid),
         cron_job,
-        job_active_deadline: deadline_seconds.map(Duration::from_secs),
+        job: active_deadline_seconds.map(|seconds| JobClock {
+            active_deadline: Duration::from_secs(seconds),
+            elapsed: Duration::from_secs(u64::try_from(elapsed_seconds).unwrap_or(0)),
+        }),
         image,
     })
 }
@@ -326,12 +345,13 @@ async fn run(config: Config) -> Result<Exit, RunError> {
         began,
         stopped,
         jobs_not_deleted: Cell::new(0),
+        deletions: Semaphore::new(REQUESTS_AT_ONCE),
     };
     let result = tokio::select! {
         result = session.run() => result,
         () = guard => unreachable!("the guard waits for the run"),
     };
-    match tokio::time::timeout(LAST_STEP_BUDGET, lease.release()).await {
+    match tokio::time::timeout(LAST_STEPS_BUDGET, lease.release()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!("{error}; the next run takes the Lease over when this one's Job has ended"),
         Err(_) => warn!("the Lease was not released in time; the next run takes it over when this one's Job has ended"),
@@ -349,6 +369,14 @@ struct Session<'a> {
     stopped: watch::Receiver<Option<Stop>>,
     /// The workers' Jobs that were to be deleted, less those that were.
     jobs_not_deleted: Cell<u64>,
+    /// Bounds the deletions that are under way at once.
+    deletions: Semaphore,
+}
+
+/// The requests to the API server that are under way.
+struct Requests<'a> {
+    starting: FuturesUnordered<LocalBoxFuture<'a, (String, Result<String, (NodeReason, String)>)>>,
+    deleting: FuturesUnordered<LocalBoxFuture<'a, ()>>,
 }
 
 /// A worker that is to be made.
@@ -371,39 +399,34 @@ struct Found {
 }
 
 impl Session<'_> {
-    async fn run(mut self) -> Result<Exit, RunError> {
+    async fn run(self) -> Result<Exit, RunError> {
         let Config {
             interval, worker_image, ..
         } = self.config;
-        let deadlines = deadlines(*interval, self.identity.job_active_deadline)
-            .map_err(|error| RunError::BadConfiguration(error.to_string()))?;
+        let deadlines =
+            deadlines(*interval, self.identity.job).map_err(|error| RunError::BadConfiguration(error.to_string()))?;
         let Some(image) = worker_image.clone().or_else(|| self.identity.image.clone()) else {
             let why = "the workers' image is not known: outside of a pod, set --worker-image";
             return Err(RunError::BadConfiguration(why.to_owned()));
         };
         let mut stopped = self.stopped.clone();
-        let found = until_stopped(&mut stopped, self.find()).await??;
+        let found = tokio::time::timeout(deadlines.controller_clock / 2, self.find());
+        let found = until_stopped(&mut stopped, found).await?;
+        let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2)))?;
+        log_plan(&found.plan);
+        let capacities = metrics::capacity_group(&found.plan, &self.run, *interval);
+        let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
+        let key = self.key(group::CONTROLLER_JOB);
+        let pushed = self.config.pushgateway.put(&key, &capacities, first_push_budget);
+        until_stopped(&mut stopped, pushed).await??;
+
         let Found {
             plan,
             is_complete,
             events,
             seen,
         } = found;
-        log_plan(&plan);
-        let capacities = metrics::capacity_group(&plan, &self.run, *interval);
-        let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
-        let key = self.key(group::CONTROLLER_JOB);
-        until_stopped(
-            &mut stopped,
-            self.config.pushgateway.put(&key, &capacities, first_push_budget),
-        )
-        .await??;
-
         let (outcomes, ended) = self.measure(&plan, &image, &deadlines, events, seen).await;
-        if let Some(Stop::LeaseLost(reason)) = self.stop() {
-            return Err(RunError::Interrupted(reason));
-        }
-        let interrupted = self.stop().is_some();
         let report = Report {
             run: &self.run,
             plan: &plan,
@@ -413,17 +436,13 @@ impl Session<'_> {
             jobs_not_deleted: self.jobs_not_deleted.get(),
         };
         log_outcomes(&report);
-        let pushed = self
-            .push_report(&report, is_complete, interrupted || ended.is_some())
-            .await;
+        let is_early = ended.is_some() || self.stop().is_some();
+        let pushed = self.push_report(&report, is_complete, is_early, &deadlines).await;
         summarize(&report);
         if let Some(error) = ended {
             return Err(error.into());
         }
         pushed?;
-        if interrupted {
-            return Err(RunError::Interrupted("SIGTERM".to_owned()));
-        }
         Ok(if self.config.strict && !is_whole(&report) {
             Exit::Incomplete
         } else {
@@ -431,7 +450,7 @@ impl Session<'_> {
         })
     }
 
-    fn stop(&mut self) -> Option<Stop> {
+    fn stop(&self) -> Option<Stop> {
         self.stopped.borrow().clone()
     }
 
@@ -453,7 +472,11 @@ impl Session<'_> {
             self.cluster.list::<PersistentVolumeClaim, _>(convert::claim),
             first_lists(&mut events),
         )?;
-        let FirstLists { nodes, seen } = first;
+        let FirstLists {
+            nodes,
+            seen,
+            is_complete,
+        } = first;
         let mut skipped: Vec<Skipped> = Vec::new();
         let mut readable = Vec::with_capacity(volumes.len());
         for volume in volumes {
@@ -462,7 +485,7 @@ impl Session<'_> {
                 Err(one) => skipped.push(one),
             }
         }
-        let is_complete = skipped.iter().all(|one| one.reason != SkipReason::Undecodable);
+        let is_complete = is_complete && skipped.iter().all(|one| one.reason != SkipReason::Undecodable);
         let claims = Claims::new(claims.into_iter().filter_map(|claim| match claim {
             Ok(claim) => Some(claim),
             Err((name, why)) => {
@@ -485,24 +508,58 @@ impl Session<'_> {
     /// Sends a worker to each node and follows them to their end. Returns what became of each node, and the error that
     /// ended it early, if one did.
     async fn measure(
-        &mut self,
+        &self,
         plan: &Plan,
         image: &str,
         deadlines: &Deadlines,
-        mut events: Events,
+        events: Events,
         seen: Vec<Event>,
     ) -> (BTreeMap<String, Outcome>, Option<ApiError>) {
         let mut tracker = Tracker::new(&self.run.id, self.config.parallel_jobs, self.expected(plan));
         for event in seen {
             tracker.see(event);
         }
-        let mut starting = FuturesUnordered::new();
-        let mut deleting = FuturesUnordered::new();
-        for action in tracker.clean_up() {
-            if let Action::Delete { job } = action {
-                deleting.push(self.delete(job));
-            }
+        let deleting: FuturesUnordered<_> = tracker
+            .clean_up(self.began.elapsed())
+            .into_iter()
+            .map(|job| self.delete(job).boxed_local())
+            .collect();
+        let mut requests = Requests {
+            starting: FuturesUnordered::new(),
+            deleting,
+        };
+        let new_worker = |start: Start| self.new_worker(plan, image, deadlines, start);
+        let ended = self
+            .follow(&mut tracker, events, &mut requests, deadlines, new_worker)
+            .await;
+        let Requests { starting, deleting } = requests;
+        // Requests that are under way at an early end are given up; the Jobs that they may have made go with the others.
+        drop(starting);
+        let last: FuturesUnordered<_> = tracker
+            .finish()
+            .into_iter()
+            .map(|job| self.delete(job).boxed_local())
+            .collect();
+        let deleted = futures::future::join(deleting.collect::<Vec<()>>(), last.collect::<Vec<()>>());
+        // The report is worth more than a tidy end: it gets the other half of what is left.
+        if tokio::time::timeout(self.left(deadlines) / 2, deleted).await.is_err() {
+            warn!("not every Job could be deleted in time; the next run deletes what is left");
         }
+        (tracker.outcomes(), ended)
+    }
+
+    /// Carries out what the tracker wants, and tells it what is seen, until each node's turn has ended.
+    async fn follow<'s, S>(
+        &'s self,
+        tracker: &mut Tracker,
+        mut events: Events,
+        requests: &mut Requests<'s>,
+        deadlines: &Deadlines,
+        new_worker: S,
+    ) -> Option<ApiError>
+    where
+        S: Fn(Start) -> Result<NewWorker, (String, NodeReason, String)>,
+    {
         let mut stopped = self.stopped.clone();
         let mut ticks = tokio::time::interval(TICK);
         let clock = tokio::time::sleep_until((self.began + deadlines.controller_clock).into());
@@ -511,14 +568,14 @@ impl Session<'_> {
         while !tracker.is_done() {
             for action in tracker.step(self.began.elapsed()) {
                 match action {
-                    Action::Start { .. } => match self.prepare(plan, image, deadlines, action) {
+                    Action::Start(start) => match new_worker(start) {
                         Ok(worker) => {
                             tracker.starting(&worker.name);
-                            starting.push(self.start(worker));
+                            requests.starting.push(self.start(worker).boxed_local());
                         }
-                        Err((node, error)) => tracker.not_started(&node, NodeReason::PlanTooLarge, error.to_string()),
+                        Err((node, reason, detail)) => tracker.not_started(&node, reason, detail),
                     },
-                    Action::Delete { job } => deleting.push(self.delete(job)),
+                    Action::Delete { job } => requests.deleting.push(self.delete(job).boxed_local()),
                 }
             }
             tokio::select! {
@@ -530,11 +587,11 @@ impl Session<'_> {
                     }
                     None => tracker.give_up(NodeReason::RunInterrupted, "the watch of the cluster ended"),
                 },
-                Some((node, started)) = starting.next() => match started {
+                Some((node, started)) = requests.starting.next() => match started {
                     Ok(job) => tracker.started(&node, &job, self.began.elapsed()),
                     Err((reason, detail)) => tracker.not_started(&node, reason, detail),
                 },
-                Some(()) = deleting.next() => {}
+                Some(()) = requests.deleting.next() => {}
                 _ = ticks.tick() => {}
                 () = &mut clock => {
                     let time = deadlines.controller_clock.as_secs();
@@ -545,30 +602,20 @@ impl Session<'_> {
                 }
             }
         }
-        // Requests that are under way at an early end are given up; the Jobs that they may have made go with the others.
-        drop(starting);
-        let last: Vec<String> = tracker
-            .finish()
-            .into_iter()
-            .filter_map(|action| match action {
-                Action::Delete { job } => Some(job),
-                Action::Start { .. } => None,
-            })
-            .collect();
-        let last = stream::iter(last)
-            .map(|job| self.delete(job))
-            .buffer_unordered(REQUESTS_AT_ONCE)
-            .collect::<Vec<()>>();
-        let deleted = futures::future::join(deleting.collect::<Vec<()>>(), last);
-        let budget = if self.stopped.borrow().is_some() {
-            LAST_STEP_BUDGET
+        ended
+    }
+
+    /// What is left until everything has to be done: little after SIGTERM, for the pod's grace period has begun.
+    fn left(&self, deadlines: &Deadlines) -> Duration {
+        let longest = if self.stop().is_some() {
+            LAST_STEPS_BUDGET
         } else {
             PUSH_BUDGET
         };
-        if tokio::time::timeout(budget, deleted).await.is_err() {
-            warn!("not every Job could be deleted in time; the next run deletes what is left");
-        }
-        (tracker.outcomes(), ended)
+        deadlines
+            .controller_end
+            .saturating_sub(self.began.elapsed())
+            .min(longest)
     }
 
     fn expected(&self, plan: &Plan) -> Vec<Expected> {
@@ -591,6 +638,7 @@ impl Session<'_> {
     }
 
     async fn delete(&self, job: String) {
+        let _permit = self.deletions.acquire().await;
         self.jobs_not_deleted.set(self.jobs_not_deleted.get() + 1);
         match self.cluster.delete_job(&job).await {
             Ok(()) => self.jobs_not_deleted.set(self.jobs_not_deleted.get() - 1),
@@ -598,23 +646,20 @@ impl Session<'_> {
         }
     }
 
-    /// Works out the Job of a node and the plan for it.
-    fn prepare(
+    /// Works out the Job of a node and the plan for it, or why the node is not worth one.
+    fn new_worker(
         &self,
         plan: &Plan,
         image: &str,
         deadlines: &Deadlines,
-        action: Action,
-    ) -> Result<NewWorker, (String, TooLarge)> {
-        let Action::Start {
+        start: Start,
+    ) -> Result<NewWorker, (String, NodeReason, String)> {
+        let Start {
             node,
             attempt,
             disk_pressure,
             unavailable_bases,
-        } = action
-        else {
-            unreachable!("only called to start")
-        };
+        } = start;
         let Some(planned) = plan.nodes.iter().find(|planned| planned.name == node) else {
             unreachable!("the tracker knows the nodes of the plan only")
         };
@@ -622,11 +667,15 @@ impl Session<'_> {
         let remaining = deadlines
             .controller_clock
             .saturating_sub(self.began.elapsed() + deadlines.pod_start);
-        let budget = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let node_plan = planned.node_plan(&self.run, budget, &self.config.base_paths, &unavailable_bases);
+        if remaining < deadlines.worker_budget_min {
+            let detail = "too little of the run's time was left when its turn came".to_owned();
+            return Err((node, NodeReason::TimedOut, detail));
+        }
+        let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
+        let node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
         let compressed = match node_plan.encode() {
             Ok(compressed) => compressed,
-            Err(error) => return Err((node, error)),
+            Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
         };
         let spec = WorkerSpec {
             namespace: self.cluster.namespace(),
@@ -681,21 +730,56 @@ impl Session<'_> {
         (node, created)
     }
 
-    /// Retires what is gone, and tells how the run went.
-    async fn push_report(&self, report: &Report<'_>, is_complete: bool, interrupted: bool) -> Result<(), PushError> {
-        let Config { pushgateway, .. } = self.config;
-        let budget = if interrupted { LAST_STEP_BUDGET } else { PUSH_BUDGET };
-        if is_complete && !interrupted {
-            self.retire(report.plan).await;
+    /// Tells how the run went, then retires what is gone. A run that was ended early tells only that, and one that lost its
+    /// Lease tells nothing: the groups are another run's now.
+    async fn push_report(
+        &self,
+        report: &Report<'_>,
+        is_complete: bool,
+        is_early: bool,
+        deadlines: &Deadlines,
+    ) -> Result<(), RunError> {
+        let whole = async {
+            let Config { pushgateway, .. } = self.config;
+            let key = self.key(group::REPORT_JOB);
+            pushgateway.put(&key, &report.group(), self.left(deadlines)).await?;
+            if is_early {
+                return Ok(());
+            }
+            let (key, success) = (
+                self.key(group::SUCCESS_JOB),
+                metrics::success_group(&self.run, unix_seconds()),
+            );
+            pushgateway.put(&key, &success, self.left(deadlines)).await?;
+            let retired = async {
+                if is_complete {
+                    self.retire(report.plan).await;
+                }
+            };
+            if tokio::time::timeout(self.left(deadlines), retired).await.is_err() {
+                warn!("not everything could be retired in time; the next run retires what is left");
+            }
+            Ok(())
+        };
+        tokio::pin!(whole);
+        let mut stopped = self.stopped.clone();
+        let stop = tokio::select! {
+            biased;
+            stop = stopped.wait_for(Option::is_some) => stop.ok().and_then(|stop| stop.clone()),
+            pushed = &mut whole => return pushed,
+        };
+        match stop {
+            Some(Stop::LeaseLost(reason)) => Err(RunError::Interrupted(reason)),
+            Some(Stop::Signal) | None => {
+                // What goes wrong in this short time is logged by nobody else.
+                match tokio::time::timeout(LAST_STEPS_BUDGET, whole).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => warn!("{error}"),
+                    Err(_) => warn!("the report could not be pushed in time"),
+                }
+                Err(RunError::Interrupted("SIGTERM".to_owned()))
+            }
         }
-        pushgateway
-            .put(&self.key(group::REPORT_JOB), &report.group(), budget)
-            .await?;
-        if interrupted {
-            return Ok(());
-        }
-        let success = metrics::success_group(&self.run, unix_seconds());
-        pushgateway.put(&self.key(group::SUCCESS_JOB), &success, budget).await
     }
 
     /// Deletes the groups of nodes that have no volumes any more. What fails is tried again by the next run.
@@ -721,6 +805,14 @@ impl Session<'_> {
     }
 }
 
+fn too_slow(time: Duration) -> ApiError {
+    ApiError {
+        verb: "list",
+        resource: "volumes, claims and nodes".to_owned(),
+        cause: ApiCause::Unreachable(format!("not done within {} s", time.as_secs())),
+    }
+}
+
 /// Waits for something, unless the run is told to end first.
 async fn until_stopped<T>(
     stopped: &mut watch::Receiver<Option<Stop>>,
@@ -741,17 +833,23 @@ async fn until_stopped<T>(
 struct FirstLists {
     nodes: Vec<Node>,
     seen: Vec<Event>,
+    /// Whether every object could be read.
+    is_complete: bool,
 }
 
 /// Takes events until each of the three watches has told everything that there was.
 async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     let mut seen = Vec::new();
-    let mut listed = 0;
+    let (mut nodes_listed, mut jobs_listed, mut pods_listed) = (false, false, false);
+    let mut is_complete = true;
     let take = async {
-        while listed < 3 {
+        while !(nodes_listed && jobs_listed && pods_listed) {
             match events.next().await {
-                Some(Ok(Event::NodesListed | Event::JobsListed | Event::PodsListed)) => listed += 1,
+                Some(Ok(Event::NodesListed)) => nodes_listed = true,
+                Some(Ok(Event::JobsListed)) => jobs_listed = true,
+                Some(Ok(Event::PodsListed)) => pods_listed = true,
+                Some(Ok(Event::Unreadable)) => is_complete = false,
                 Some(Ok(Event::Node(node))) => {
                     nodes.insert(node.name.clone(), node);
                 }
@@ -779,6 +877,7 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
     Ok(FirstLists {
         nodes: nodes.into_values().collect(),
         seen,
+        is_complete,
     })
 }
 
@@ -799,6 +898,14 @@ fn log_plan(plan: &Plan) {
             .take(NAMES_SHOWN)
             .map(|one| format!("{} ({})", one.persistent_volume, one.detail))
             .collect();
+        for rest in skipped.chunks(NAMES_SHOWN).skip(1) {
+            let names: Vec<&str> = rest.iter().map(|one| one.persistent_volume.as_str()).collect();
+            debug!(
+                reason = reason.as_str(),
+                "volumes left out, more of them: {}",
+                names.join(", ")
+            );
+        }
         let more = skipped.len().saturating_sub(NAMES_SHOWN);
         let more = if more > 0 {
             format!(", and {more} more")

@@ -36,6 +36,7 @@ pub mod measure;
 pub mod metrics;
 pub mod pushgateway;
 pub mod summary;
+pub mod text;
 pub mod tracker;
 pub mod volumes;
 pub mod worker;

@@ -16,11 +16,16 @@ use serde::Serialize;
 use crate::cli::{MeasureArguments, OutputFormat};
 use crate::exit::Exit;
 use crate::exposition::{Exposition, Family};
+use crate::text::one_line;
 
 /// The version of the JSON document.
 const JSON_VERSION: u32 = 1;
 /// Nobody wants to see the progress of what takes no time.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+/// The longest path that is shown: Linux takes none that is longer.
+const PATH_MAX_CHARS: usize = 4096;
+/// How long after the time is up its measuring threads may answer, before they count as hanging.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the progress is brought up to date.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -239,11 +244,7 @@ impl ProgressLine {
 
 /// A path as it may be shown on a terminal: names can hold any byte, escape sequences too.
 fn printable(path: &Path) -> String {
-    path.display()
-        .to_string()
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    one_line(&path.to_string_lossy(), PATH_MAX_CHARS)
 }
 
 fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::one_line;
+
 /// Where Kubernetes looks for a container's termination message unless told otherwise.
 pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 /// The longest message that Kubernetes keeps (kubelet, `MaxContainerTerminationMessageLength`).
@@ -77,7 +79,7 @@ impl WorkerSummary {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(TEXT_MAX_CHARS).collect()
+    one_line(text, TEXT_MAX_CHARS)
 }
 
 /// The most memory that this process held so far, in bytes: VmHWM of /proc/self/status, which counts from its own start

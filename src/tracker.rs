@@ -25,6 +25,8 @@ pub enum Event {
     NodeGone(String),
     /// Every node that there was at the beginning has been told.
     NodesListed,
+    /// An object that could not be read: what is known is not all there is.
+    Unreadable,
     /// A worker's Job, as it is now.
     Job(WorkerJob),
     /// A worker's Job that is no more.
@@ -86,6 +88,8 @@ pub struct WorkerPod {
     pub waiting: Option<(String, String)>,
     /// How its container ended.
     pub end: Option<PodEnd>,
+    /// What kubelet says of the pod as a whole, which is all there is when it never let the container start.
+    pub message: String,
 }
 
 /// Where a pod is in its life.
@@ -131,22 +135,26 @@ pub enum Outcome {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Make a Job for the node.
-    Start {
-        /// The node.
-        node: String,
-        /// Counts the Jobs of this run for the node.
-        attempt: u32,
-        /// Whether only critical pods are let in there.
-        disk_pressure: bool,
-        /// Base directories that cannot be mounted there.
-        unavailable_bases: Vec<String>,
-    },
+    /// Make a Job for a node.
+    Start(Start),
     /// Delete a Job.
     Delete {
         /// Its name.
         job: String,
     },
+}
+
+/// A Job that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The node.
+    pub node: String,
+    /// Counts the Jobs of this run for the node.
+    pub attempt: u32,
+    /// Whether only critical pods are let in there.
+    pub disk_pressure: bool,
+    /// Base directories that cannot be mounted there.
+    pub unavailable_bases: Vec<String>,
 }
 
 /// A node that is to be measured.
@@ -173,6 +181,8 @@ pub struct Tracker {
     made: BTreeSet<String>,
     /// The Jobs that are gone, or told to be deleted.
     deleted: BTreeSet<String>,
+    /// When what earlier runs left was told to be deleted.
+    cleaned_up: Duration,
 }
 
 struct Track {
@@ -263,6 +273,7 @@ impl Tracker {
             pods: BTreeMap::new(),
             made: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            cleaned_up: Duration::ZERO,
         }
     }
 
@@ -288,7 +299,7 @@ impl Tracker {
                     track.live = None;
                 }
             }
-            Event::NodesListed | Event::JobsListed | Event::PodsListed => {}
+            Event::NodesListed | Event::JobsListed | Event::PodsListed | Event::Unreadable => {}
         }
     }
 
@@ -331,7 +342,8 @@ impl Tracker {
 
     /// What is to be done with the Jobs that earlier runs left behind, once they have all been seen: all go, but for the
     /// newest failed one of each node, which is kept to be read.
-    pub fn clean_up(&mut self) -> Vec<Action> {
+    pub fn clean_up(&mut self, elapsed: Duration) -> Vec<String> {
+        self.cleaned_up = elapsed;
         let mut kept: BTreeMap<&str, &WorkerJob> = BTreeMap::new();
         for job in self.jobs.values().filter(|job| job.run != self.run_id) {
             if matches!(job.end, Some(JobEnd::Failed(_))) {
@@ -347,7 +359,10 @@ impl Tracker {
             .values()
             .filter(|job| job.run != self.run_id && !kept.contains(job.name.as_str()));
         let names: Vec<String> = foreign.map(|job| job.name.clone()).collect();
-        names.into_iter().filter_map(|job| self.delete(job)).collect()
+        names
+            .into_iter()
+            .filter(|job| self.deleted.insert(job.clone()))
+            .collect()
     }
 
     /// What is to be done now.
@@ -394,7 +409,7 @@ impl Tracker {
 
     /// The Jobs that are to go when the run ends: those that ended well, those that have not ended, and failed ones of
     /// earlier runs on the nodes where one of this run failed too.
-    pub fn finish(&mut self) -> Vec<Action> {
+    pub fn finish(&mut self) -> Vec<String> {
         let is_failed = |job: &WorkerJob| matches!(job.end, Some(JobEnd::Failed(_)));
         let failed = |job: &WorkerJob| is_failed(job) || self.pod_failed(&job.name);
         let own_failed: BTreeSet<&str> = self
@@ -413,7 +428,10 @@ impl Tracker {
         let seen = self.jobs.values().filter(goes).map(|job| job.name.clone());
         let unseen = self.made.iter().filter(|name| !self.jobs.contains_key(*name)).cloned();
         let names: Vec<String> = seen.chain(unseen).collect();
-        names.into_iter().filter_map(|job| self.delete(job)).collect()
+        names
+            .into_iter()
+            .filter(|job| self.deleted.insert(job.clone()))
+            .collect()
     }
 
     /// What became of each node.
@@ -440,7 +458,7 @@ impl Tracker {
         let track = self.nodes.get_mut(name).filter(|track| track.state == State::Waiting)?;
         if let Some(pod) = earlier {
             // Two at once could overwrite newer numbers with older ones, and would read the same disk.
-            if elapsed > EARLIER_WORKER_PATIENCE {
+            if elapsed.saturating_sub(self.cleaned_up) > EARLIER_WORKER_PATIENCE {
                 let detail = format!("the pod {pod} of an earlier run does not end; a disk of the node may hang");
                 let reason = NodeReason::EarlierWorkerHangs;
                 track.state = State::Ended(Outcome::NotMeasured {
@@ -455,12 +473,12 @@ impl Tracker {
         track.attempt += 1;
         track.problem = None;
         track.job_ended = None;
-        Some(Action::Start {
+        Some(Action::Start(Start {
             node: name.to_owned(),
             attempt: track.attempt,
             disk_pressure: track.disk_pressure,
             unavailable_bases: track.unavailable_bases.clone(),
-        })
+        }))
     }
 
     /// A pod of an earlier run that may still be at work on the node.
@@ -524,16 +542,18 @@ impl Tracker {
 
     fn examine(&self, track: &Track, job_name: &str, since: Duration, elapsed: Duration) -> Finding {
         let age = elapsed.saturating_sub(since);
-        let pods = || self.pods.values().filter(|pod| pod.job == job_name && !pod.disrupted);
-        if let Some(end) = pods().find(|pod| pod.phase == PodPhase::Succeeded) {
-            let summary = end
-                .end
-                .as_ref()
-                .and_then(|end| WorkerSummary::from_message(&end.message));
-            return Finding::Ended(Outcome::Measured(summary));
+        let pods = || self.pods.values().filter(|pod| pod.job == job_name);
+        let is_over = |pod: &WorkerPod| pod.disrupted && pod.phase == PodPhase::Failed;
+        // The worker's own end counts: the pod may have other containers, which may go on or fail.
+        if let Some(end) = pods().filter_map(|pod| pod.end.as_ref()).find(|end| end.exit_code == 0) {
+            return Finding::Ended(Outcome::Measured(WorkerSummary::from_message(&end.message)));
         }
-        if let Some(failed) = pods().find(|pod| pod.phase == PodPhase::Failed) {
-            return Finding::Ended(failure(failed.end.as_ref()));
+        if let Some(failed) = pods().find(|pod| !pod.disrupted && (pod.end.is_some() || pod.phase == PodPhase::Failed))
+        {
+            return Finding::Ended(failure(failed));
+        }
+        if pods().any(|pod| pod.phase == PodPhase::Succeeded) {
+            return Finding::Ended(Outcome::Measured(None));
         }
         if track
             .job_ended
@@ -562,7 +582,7 @@ impl Tracker {
         if let Some(problem) = track.node_problem() {
             return Finding::Problem(problem);
         }
-        match pods().next() {
+        match pods().find(|pod| !is_over(pod)) {
             Some(pod) => track.pod_finding(pod),
             None if age > Duration::from_secs(1) => {
                 let detail = format!("the Job {job_name} made no pod; `kubectl describe job {job_name}` tells why");
@@ -622,7 +642,7 @@ impl Track {
     fn base_named_in(&self, message: &str) -> Option<String> {
         let mounted = self.bases.iter().filter(|base| !self.unavailable_bases.contains(base));
         mounted
-            .filter(|base| message.contains(base.as_str()))
+            .filter(|base| names_path(message, base))
             .max_by_key(|base| base.len())
             .cloned()
     }
@@ -636,14 +656,28 @@ fn not_measured(reason: NodeReason, detail: impl Into<String>) -> Outcome {
     }
 }
 
-fn failure(end: Option<&PodEnd>) -> Outcome {
+/// Whether a message names a path or something below it: as a whole, not as a part of another path.
+fn names_path(message: &str, path: &str) -> bool {
+    let is_in_path = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+    message.match_indices(path).any(|(start, _)| {
+        let before = message[..start].chars().next_back();
+        let after = message[start + path.len()..].chars().next();
+        before.is_none_or(|c| !is_in_path(c)) && after.is_none_or(|c| c == '/' || !is_in_path(c))
+    })
+}
+
+fn failure(pod: &WorkerPod) -> Outcome {
     let Some(PodEnd {
         exit_code,
         reason,
         message,
-    }) = end
+    }) = &pod.end
     else {
-        return not_measured(NodeReason::WorkerFailed, "its pod failed without saying why");
+        let detail = match pod.message.as_str() {
+            "" => "its pod failed without saying why",
+            message => message,
+        };
+        return not_measured(NodeReason::WorkerFailed, detail);
     };
     let summary = WorkerSummary::from_message(message);
     let said = summary.as_ref().and_then(|summary| summary.error.clone());
@@ -709,6 +743,7 @@ mod tests {
             unschedulable: None,
             waiting: None,
             end: None,
+            message: String::new(),
         }
     }
 
@@ -740,7 +775,7 @@ mod tests {
 
     fn starts(actions: &[Action]) -> Vec<&str> {
         let started = actions.iter().filter_map(|action| match action {
-            Action::Start { node, .. } => Some(node.as_str()),
+            Action::Start(start) => Some(start.node.as_str()),
             Action::Delete { .. } => None,
         });
         started.collect()
@@ -749,7 +784,7 @@ mod tests {
     fn deletes(actions: &[Action]) -> Vec<&str> {
         let deleted = actions.iter().filter_map(|action| match action {
             Action::Delete { job } => Some(job.as_str()),
-            Action::Start { .. } => None,
+            Action::Start(_) => None,
         });
         deleted.collect()
     }
@@ -782,8 +817,7 @@ mod tests {
         tracker.step(seconds(3));
         assert_eq!(tracker.is_done(), expected_at_once, "at once: {event:?}");
         tracker.step(seconds(200));
-        let actions = tracker.finish();
-        assert!(deletes(&actions).len() <= 1);
+        assert!(tracker.finish().len() <= 1);
         let told = told(tracker);
         assert!(
             told.starts_with(expected),
@@ -831,6 +865,38 @@ mod tests {
             true,
             "worker_failed: its pod failed without saying why",
         );
+        // Another container of the pod goes on, or fails: the worker's own end counts.
+        check(
+            ended(PodPhase::Running, 0, "Completed", summary),
+            true,
+            "measured, summary true",
+        );
+        check(
+            ended(PodPhase::Failed, 0, "Completed", summary),
+            true,
+            "measured, summary true",
+        );
+        check(
+            ended(PodPhase::Running, 1, "Error", ""),
+            true,
+            "worker_failed: exit code 1",
+        );
+        // A drained pod whose worker was done all the same.
+        let drained = own_pod(|pod| {
+            (pod.phase, pod.disrupted) = (PodPhase::Failed, true);
+            let (reason, message) = ("Completed".to_owned(), summary.to_owned());
+            pod.end = Some(PodEnd {
+                exit_code: 0,
+                reason,
+                message,
+            });
+        });
+        check(drained, true, "measured, summary true");
+        let refused = own_pod(|pod| {
+            pod.phase = PodPhase::Failed;
+            pod.message = "OutOfpods: Node didn't have enough resource: pods".to_owned();
+        });
+        check(refused, true, "worker_failed: OutOfpods: Node didn't have enough");
         let end = |end| Event::Job(job("job-a", RUN, "a", Some(end)));
         // What the pod says may come later.
         check(end(JobEnd::Complete), false, "measured, summary false");
@@ -908,12 +974,12 @@ mod tests {
         let mut actions = tracker.step(seconds(2));
         actions.extend(tracker.step(seconds(2)));
         assert_eq!(deletes(&actions), ["job-a"]);
-        let expected = Action::Start {
+        let expected = Action::Start(Start {
             node: "a".to_owned(),
             attempt: 2,
             disk_pressure: false,
             unavailable_bases: vec!["/data/inner".to_owned()],
-        };
+        });
         assert!(actions.contains(&expected), "{actions:?}");
         // The next one fails for the other base, and then nothing is left to leave out.
         for (attempt, message) in [(3, "mkdir /data: not permitted"), (3, "mkdir /data: not permitted")] {
@@ -930,6 +996,26 @@ mod tests {
         }
         tracker.step(seconds(30));
         assert!(told(tracker).starts_with("container_not_created: CreateContainerError"));
+    }
+
+    #[test]
+    fn a_base_is_found_as_a_whole_path_only() {
+        for (message, expected) in [
+            ("failed to mkdir \"/data\": not permitted", true),
+            ("mkdir /data: read-only file system", true),
+            ("/data", true),
+            ("cannot stat /data/volume", true),
+            (
+                "failed to create snapshot: /var/lib/containerd/data/7: no space left on device",
+                false,
+            ),
+            ("mkdir /data1: not permitted", false),
+            ("mkdir /data.old: not permitted", false),
+            ("mkdir /mnt/data: not permitted", false),
+            ("", false),
+        ] {
+            assert_eq!(names_path(message, "/data"), expected, "{message:?}");
+        }
     }
 
     #[test]
@@ -985,10 +1071,10 @@ mod tests {
         )));
         tracker.see(Event::Job(job("active", "earlier", "b", None)));
         assert_eq!(
-            deletes(&tracker.clean_up()),
+            tracker.clean_up(seconds(1)),
             ["active", "done", "failed-1", "failed-2", "failing"]
         );
-        assert!(tracker.clean_up().is_empty(), "each is deleted once");
+        assert!(tracker.clean_up(seconds(1)).is_empty(), "each is deleted once");
     }
 
     #[test]
@@ -1003,7 +1089,11 @@ mod tests {
 
         let mut hangs = self::tracker(50, &["a"]);
         hangs.see(Event::Pod(pod("earlier", "earlier-run", "a")));
-        hangs.step(seconds(26));
+        // Its time to end counts from when its Job was deleted.
+        hangs.clean_up(seconds(60));
+        hangs.step(seconds(84));
+        assert!(!hangs.is_done());
+        hangs.step(seconds(86));
         assert!(told(hangs).starts_with("earlier_worker_hangs: the pod earlier-pod"));
     }
 
@@ -1036,7 +1126,7 @@ mod tests {
         tracker.give_up(NodeReason::TimedOut, "the time was up");
         // A Job that was on its way to the API server when time was up is deleted too.
         tracker.starting("job-d");
-        assert_eq!(deletes(&tracker.finish()), ["job-a", "job-c", "old-failed-b", "job-d"]);
+        assert_eq!(tracker.finish(), ["job-a", "job-c", "old-failed-b", "job-d"]);
         assert_eq!(
             told(tracker),
             "measured, summary false; worker_failed: its pod failed without saying why; \

@@ -21,6 +21,7 @@ use crate::exit::Exit;
 use crate::metrics::{self, WorkerTimes};
 use crate::pushgateway::{GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig};
 use crate::summary::{Example, WorkerSummary, peak_memory_bytes};
+use crate::text::one_line;
 use crate::volumes::node_plan::{NodePlan, ReadError};
 
 /// What the push may take at the end of the budget: this share of it ...
@@ -32,6 +33,8 @@ const PUSH_BUDGET_AFTER_SIGNAL: Duration = Duration::from_secs(8);
 /// What one try of the push may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The longest detail of a volume without a number: names inside of volumes are anybody's.
+const DETAIL_MAX_CHARS: usize = 500;
 /// How long the measuring threads may take to say that the time is up, before they count as hanging.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// The random delay at the start takes at most this share of the budget.
@@ -156,13 +159,25 @@ async fn work(settings: Settings, started: Instant, summary: &mut WorkerSummary)
     } else {
         push_budget
     };
-    match pushgateway.put(&key, &body, push_budget).await {
-        Ok(()) => {
+    let pushed = pushgateway.put(&key, &body, push_budget);
+    tokio::pin!(pushed);
+    let pushed = tokio::select! {
+        pushed = &mut pushed => Some(pushed),
+        // The grace period has begun: the rest of it is all that is left.
+        _ = terminated.recv() => tokio::time::timeout(PUSH_BUDGET_AFTER_SIGNAL, pushed).await.ok(),
+    };
+    match pushed {
+        Some(Ok(())) => {
             summary.delivered = true;
             info!("measured and delivered {} volumes of {}", plan.volumes.len(), plan.node);
             if was_terminated { Exit::Interrupted } else { Exit::Done }
         }
-        Err(error) => fail(summary, Exit::Pushgateway, &error.to_string()),
+        Some(Err(error)) => fail(summary, Exit::Pushgateway, &error.to_string()),
+        None => fail(
+            summary,
+            Exit::Pushgateway,
+            "told to end before the Pushgateway had taken the numbers",
+        ),
     }
 }
 
@@ -195,8 +210,11 @@ async fn measure(
     deadline: Instant,
     terminated: &mut Signal,
 ) -> (Vec<Measurement>, bool) {
-    // SIGTERM in this time is noticed after it.
-    tokio::time::sleep(delay).await;
+    let mut unanswered = State::Timeout;
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        _ = terminated.recv() => unanswered = State::Cancelled,
+    }
     let (deliver, mut delivered) = mpsc::unbounded_channel();
     let mut results: Vec<Option<Measurement>> = Vec::with_capacity(plan.volumes.len());
     let mut targets = Vec::new();
@@ -231,8 +249,7 @@ async fn measure(
         // The other end is gone only when the time is up.
         let _ = deliver.send((target, measurement));
     });
-    let mut unanswered = State::Timeout;
-    while missing > 0 {
+    while missing > 0 && unanswered == State::Timeout {
         tokio::select! {
             Some((target, measurement)) = delivered.recv() => {
                 if results[volume_of_target[target]].replace(measurement).is_none() {
@@ -242,7 +259,6 @@ async fn measure(
             () = tokio::time::sleep_until((deadline + ANSWER_PATIENCE).into()) => break,
             _ = terminated.recv() => {
                 unanswered = State::Cancelled;
-                break;
             }
         }
     }
@@ -307,11 +323,11 @@ fn detail(measurement: &Measurement) -> String {
         .first_errors
         .first()
         .map(|place| format!("{}: {}", place.path.display(), place.error));
-    [measurement.state_detail.clone(), place]
+    let details: Vec<String> = [measurement.state_detail.clone(), place]
         .into_iter()
         .flatten()
-        .collect::<Vec<_>>()
-        .join("; ")
+        .collect();
+    one_line(&details.join("; "), DETAIL_MAX_CHARS)
 }
 
 /// Writes the summary where Kubernetes put a file for it. Elsewhere nothing is made: /dev is no place for files.

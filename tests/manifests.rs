@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use lp_exporter::deadlines::deadlines;
+use lp_exporter::deadlines::{JobClock, deadlines};
 use serde_yaml::Value;
 
 /// The schedule, the interval that the program is told, and the deadline that ends it stand in three places of one file:
@@ -23,7 +23,14 @@ fn schedule_interval_and_deadline_agree() {
     let interval = humantime::parse_duration(env["value"].as_str().expect("text")).expect("a duration");
     assert_eq!(period(cron_job["spec"]["schedule"].as_str().expect("text")), interval);
     let deadline = Duration::from_secs(job["activeDeadlineSeconds"].as_u64().expect("a number"));
-    let nested = deadlines(interval, Some(deadline)).expect("deadlines that nest");
+    let nested = deadlines(
+        interval,
+        Some(JobClock {
+            active_deadline: deadline,
+            elapsed: Duration::ZERO,
+        }),
+    )
+    .expect("deadlines that nest");
     assert!(
         nested.worker_budget * 2 > interval,
         "{nested:?} leaves less than half of {interval:?} to measure in"

@@ -17,6 +17,8 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tracing::warn;
 
+use crate::text::one_line;
+
 /// What the connection to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest silence of a watch, which is longer than the API server's own end of one (290 s, kube's default).
@@ -138,7 +140,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(MESSAGE_MAX_CHARS).collect()
+    one_line(text, MESSAGE_MAX_CHARS)
 }
 
 /// A page of a list whose objects are not decoded yet, so that a strange one costs only itself.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::job::{INSTANCE_LABEL, NODE_ANNOTATION, RUN_LABEL};
+use crate::text::one_line;
 use crate::tracker::{JobEnd, PodEnd, PodPhase, WorkerJob, WorkerPod};
 use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
 use crate::volumes::quantity;
@@ -26,6 +27,8 @@ const VIRTUAL_NODE_LABEL: (&str, &str) = ("type", "virtual-kubelet");
 /// have others beside them.
 const WORKER_CONTAINER: &str = "worker";
 const CONTROLLER_CONTAINER: &str = "controller";
+/// The longest message of kubelet that is kept: it names a base directory where one is the cause.
+const MESSAGE_MAX_CHARS: usize = 5000;
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
 
@@ -266,7 +269,7 @@ pub fn worker_pod(object: &core::Pod) -> WorkerPod {
         waiting: waiting.map(|waiting| {
             (
                 waiting.reason.unwrap_or_default(),
-                waiting.message.unwrap_or_default().chars().take(1000).collect(),
+                one_line(&waiting.message.unwrap_or_default(), MESSAGE_MAX_CHARS),
             )
         }),
         end: terminated.map(|terminated| PodEnd {
@@ -274,6 +277,12 @@ pub fn worker_pod(object: &core::Pod) -> WorkerPod {
             reason: terminated.reason.unwrap_or_default(),
             message: terminated.message.unwrap_or_default(),
         }),
+        message: [status.reason, status.message]
+            .into_iter()
+            .flatten()
+            .map(|text| shorten(&text))
+            .collect::<Vec<_>>()
+            .join(": "),
     }
 }
 
@@ -310,6 +319,8 @@ pub struct OwnPod {
     pub image: Option<String>,
     /// The Job that made it.
     pub job_name: Option<String>,
+    /// When it was made, in seconds since 1970, by the control plane's clock.
+    pub created_unix_seconds: Option<i64>,
 }
 
 /// Reads the pod that this process runs in.
@@ -324,18 +335,19 @@ pub fn own_pod(object: core::Pod) -> OwnPod {
         uid: object.metadata.uid.unwrap_or_default(),
         image: own.and_then(|container| container.image.clone()),
         job_name,
+        created_unix_seconds: object.metadata.creation_timestamp.map(|created| created.0.as_second()),
     }
 }
 
 /// The Job that this process is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnJob {
-    /// Its name.
-    pub name: String,
     /// Its uid, which holds the Lease.
     pub uid: String,
-    /// `spec.activeDeadlineSeconds`.
+    /// `spec.activeDeadlineSeconds`, which counts from `status.startTime`.
     pub active_deadline_seconds: Option<u64>,
+    /// `status.startTime` in seconds since 1970, by the control plane's clock.
+    pub started_unix_seconds: Option<i64>,
     /// Name and uid of the CronJob that made it.
     pub cron_job: Option<(String, String)>,
 }
@@ -343,13 +355,17 @@ pub struct OwnJob {
 /// Reads the Job that this process is part of.
 pub fn own_job(object: &batch::Job) -> OwnJob {
     OwnJob {
-        name: object.metadata.name.clone().unwrap_or_default(),
         uid: object.metadata.uid.clone().unwrap_or_default(),
         active_deadline_seconds: object
             .spec
             .as_ref()
             .and_then(|spec| spec.active_deadline_seconds)
             .and_then(|seconds| u64::try_from(seconds).ok()),
+        started_unix_seconds: object
+            .status
+            .as_ref()
+            .and_then(|status| status.start_time.as_ref())
+            .map(|start| start.0.as_second()),
         cron_job: controller_of(&object.metadata, "CronJob").map(|owner| (owner.name.clone(), owner.uid.clone())),
     }
 }
@@ -431,5 +447,5 @@ fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(TEXT_MAX_CHARS).collect()
+    one_line(text, TEXT_MAX_CHARS)
 }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::volumes::node_plan::Base;
+use crate::volumes::node_plan::{BASES_DIRECTORY, Base};
 
 /// The label that names the instance (the CronJob) a worker belongs to.
 pub const INSTANCE_LABEL: &str = "lp-exporter/instance";
@@ -37,9 +37,8 @@ const PLAN_VOLUME: &str = "lp-exporter-plan";
 const PLAN_DIRECTORY: &str = "/etc/lp-exporter/plan";
 /// The plan's file in its ConfigMap.
 const PLAN_KEY: &str = "plan.json.gz";
-/// The volumes with the base directories, and the directory below which they are mounted.
+/// The volumes with the base directories.
 const BASE_VOLUME_PREFIX: &str = "lp-exporter-base-";
-const BASES_DIRECTORY: &str = "/bases";
 /// The variable that tells the worker where its plan is.
 const PLAN_VARIABLE: &str = "LP_EXPORTER_PLAN";
 /// The class of a worker's pod unless the template names one. It never preempts.
@@ -204,6 +203,11 @@ impl Template {
             "spec.activeDeadlineSeconds",
             "it follows from the interval",
         )?;
+        owned(
+            spec.backoff_limit.is_some(),
+            "spec.backoffLimit",
+            "the next run is the second try",
+        )?;
         owned(spec.completions.is_some(), "spec.completions", "a node has one worker")?;
         owned(spec.parallelism.is_some(), "spec.parallelism", "a node has one worker")?;
         owned(
@@ -254,6 +258,7 @@ impl Template {
             .extend(annotations.clone());
         let spec = job.spec.get_or_insert_default();
         spec.active_deadline_seconds = i64::try_from(worker.active_deadline_seconds).ok();
+        spec.backoff_limit = Some(0);
         let metadata = spec.template.metadata.get_or_insert_default();
         metadata.labels.get_or_insert_default().extend(labels);
         metadata.annotations.get_or_insert_default().extend(annotations);

@@ -19,8 +19,9 @@ use super::convert;
 
 /// How long a Lease counts after it was last renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// How often the holder renews it: three tries before it would count as dead.
-const RENEW_INTERVAL: Duration = Duration::from_secs(4);
+/// How often the holder renews it, and how long one try may take: three fit before it would count as dead.
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often somebody who waits looks at it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What begins the holder's name where no Job holds it: a run outside of the cluster.
@@ -207,22 +208,26 @@ impl HeldLease {
         let mut renewed = Instant::now();
         loop {
             sleep(RENEW_INTERVAL).await;
-            match self
-                .write(|spec| spec.renew_time = Some(MicroTime(Timestamp::now())))
-                .await
-            {
+            let renew = |spec: &mut LeaseSpec| spec.renew_time = Some(MicroTime(Timestamp::now()));
+            match self.write(renew).await {
                 Ok(()) => renewed = Instant::now(),
                 Err(ApiError {
                     cause: ApiCause::Conflict(_) | ApiCause::NotFound,
                     ..
-                }) => match self.reread().await {
-                    Ok(true) => {}
-                    Ok(false) => return "another run took the Lease".to_owned(),
-                    Err(error) => warn!("{error}"),
+                }) => match tokio::time::timeout(RENEW_TIMEOUT, self.reread()).await {
+                    // An earlier try got through, although its answer did not.
+                    Ok(Ok(true)) => match self.write(renew).await {
+                        Ok(()) => renewed = Instant::now(),
+                        Err(error) => warn!("{error}; the Lease is not renewed"),
+                    },
+                    Ok(Ok(false)) => return "another run took the Lease".to_owned(),
+                    Ok(Err(error)) => warn!("{error}"),
+                    Err(_) => warn!("the Lease could not be read within {} s", RENEW_TIMEOUT.as_secs()),
                 },
                 Err(error) => warn!("{error}; the Lease is not renewed"),
             }
-            if renewed.elapsed() > LEASE_DURATION {
+            // One more round could outlast it.
+            if renewed.elapsed() + RENEW_INTERVAL > LEASE_DURATION {
                 return format!("the Lease could not be renewed for {} s", renewed.elapsed().as_secs());
             }
         }
@@ -261,7 +266,7 @@ impl HeldLease {
             resource: format!("leases {name}"),
             cause,
         };
-        match tokio::time::timeout(RENEW_INTERVAL, written).await {
+        match tokio::time::timeout(RENEW_TIMEOUT, written).await {
             Ok(Ok(lease)) => {
                 self.lease = lease;
                 Ok(())
@@ -269,7 +274,7 @@ impl HeldLease {
             Ok(Err(error)) => Err(failed(ApiCause::from(&error))),
             Err(_) => Err(failed(ApiCause::Unreachable(format!(
                 "no answer within {} s",
-                RENEW_INTERVAL.as_secs()
+                RENEW_TIMEOUT.as_secs()
             )))),
         }
     }

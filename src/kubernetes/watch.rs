@@ -102,7 +102,7 @@ fn translate<K: DeserializeOwned>(
     match event {
         Ok(watcher::Event::Apply(object)) => {
             known.insert(object.metadata.name.clone().unwrap_or_default());
-            read(kind, object).into_iter().map(Ok).collect()
+            vec![Ok(read(kind, object))]
         }
         Ok(watcher::Event::Delete(object)) => {
             let name = object.metadata.name.unwrap_or_default();
@@ -115,7 +115,7 @@ fn translate<K: DeserializeOwned>(
         }
         Ok(watcher::Event::InitApply(object)) => {
             listed.insert(object.metadata.name.clone().unwrap_or_default());
-            read(kind, object).into_iter().map(Ok).collect()
+            vec![Ok(read(kind, object))]
         }
         Ok(watcher::Event::InitDone) => {
             let gone = known.difference(listed).cloned().map(|name| Ok((kind.gone)(name)));
@@ -127,17 +127,17 @@ fn translate<K: DeserializeOwned>(
     }
 }
 
-fn read<K: DeserializeOwned>(kind: &Kind<K>, object: DynamicObject) -> Option<Event> {
+fn read<K: DeserializeOwned>(kind: &Kind<K>, object: DynamicObject) -> Event {
     let name = object.metadata.name.clone().unwrap_or_default();
     let decoded = serde_json::to_value(object).and_then(serde_json::from_value);
     match decoded {
-        Ok(object) => Some((kind.seen)(object)),
+        Ok(object) => (kind.seen)(object),
         Err(error) => {
             warn!(
                 resource = kind.resource,
                 name, "passed over an object that cannot be read: {error}"
             );
-            None
+            Event::Unreadable
         }
     }
 }

@@ -3,7 +3,7 @@
 //! It is JSON, compressed with gzip, and carries its version, because an upgrade in mid-run can give a worker of one release
 //! the plan of another: such a worker says so and ends ([`ReadError::Version`]).
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -21,6 +21,9 @@ pub const COMPRESSED_MAX_BYTES: usize = 1_000_000;
 /// The largest plan that a worker unpacks: 64 bytes of memory for each that a ConfigMap can hold, and a bound for a
 /// compressed bomb.
 const UNCOMPRESSED_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Below this directory the base directories are mounted in a worker.
+pub const BASES_DIRECTORY: &str = "/bases";
 
 /// What one worker has to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,8 +76,6 @@ pub struct PlannedVolume {
     pub path: String,
     /// The base directory that it lies below: an index into [`NodePlan::bases`].
     pub base: usize,
-    /// Its capacity in bytes.
-    pub capacity_bytes: u64,
 }
 
 impl PlannedVolume {
@@ -93,14 +94,17 @@ impl PlannedVolume {
 /// Why a plan could not be written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "the plan of {volumes} volumes takes {compressed_bytes} bytes, and a ConfigMap holds {COMPRESSED_MAX_BYTES}: \
-     fewer volumes on this node, or fewer base paths, would fit"
+    "the plan of {volumes} volumes takes {compressed_bytes} bytes ({plain_bytes} unpacked), more than the \
+     {COMPRESSED_MAX_BYTES} that a ConfigMap holds, or the {UNCOMPRESSED_MAX_BYTES} that a worker unpacks; \
+     fewer volumes on this node would fit"
 )]
 pub struct TooLarge {
     /// How many volumes the plan has.
     pub volumes: usize,
     /// What they take, compressed.
     pub compressed_bytes: usize,
+    /// What they take before that.
+    pub plain_bytes: u64,
 }
 
 /// Why a plan could not be read.
@@ -129,19 +133,42 @@ pub enum ReadError {
     Base(String),
 }
 
+/// Compresses what is written, and counts it.
+struct Counted {
+    encoder: GzEncoder<Vec<u8>>,
+    plain_bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.encoder.write(bytes)?;
+        self.plain_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.encoder.flush()
+    }
+}
+
 impl NodePlan {
     /// Writes the plan as compressed JSON.
     ///
     /// # Errors
     /// [`TooLarge`], when it would not fit into a ConfigMap. Nothing is ever cut.
     pub fn encode(&self) -> Result<Vec<u8>, TooLarge> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        serde_json::to_writer(&mut encoder, self).expect("a plan has only text keys and goes into memory");
+        let mut counted = Counted {
+            encoder: GzEncoder::new(Vec::new(), Compression::default()),
+            plain_bytes: 0,
+        };
+        serde_json::to_writer(&mut counted, self).expect("a plan has only text keys and goes into memory");
+        let Counted { encoder, plain_bytes } = counted;
         let bytes = encoder.finish().expect("compressing into memory does not fail");
-        if bytes.len() > COMPRESSED_MAX_BYTES {
+        if bytes.len() > COMPRESSED_MAX_BYTES || plain_bytes > UNCOMPRESSED_MAX_BYTES {
             return Err(TooLarge {
                 volumes: self.volumes.len(),
                 compressed_bytes: bytes.len(),
+                plain_bytes,
             });
         }
         Ok(bytes)
@@ -204,7 +231,6 @@ mod tests {
                     index % 100
                 ),
                 base: 0,
-                capacity_bytes: 1 << 30,
             }
         };
         NodePlan {
@@ -243,6 +269,13 @@ mod tests {
         let error = node_plan(60_000).encode().expect_err("a ConfigMap is smaller");
         assert_eq!(error.volumes, 60_000);
         assert!(error.compressed_bytes > COMPRESSED_MAX_BYTES);
+        // Long paths that are alike compress to little, and still are more than a worker unpacks.
+        let mut alike = node_plan(17_000);
+        for volume in &mut alike.volumes {
+            volume.path = format!("/opt/local-path-provisioner/{}", "x/".repeat(2000));
+        }
+        let error = alike.encode().expect_err("no worker would read it");
+        assert!(error.compressed_bytes < COMPRESSED_MAX_BYTES && error.plain_bytes > UNCOMPRESSED_MAX_BYTES);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
+use crate::text::one_line;
+
 use super::affinity::{self, NodeSelectorTerm, Operator};
 use super::volume::{Node, SkipReason, Volume};
 
@@ -210,7 +212,7 @@ fn describe(terms: &[NodeSelectorTerm]) -> String {
         .map(|one| format!("{} in {:?}", one.key, one.values))
         .collect();
     let text = format!("its node affinity matches no node: {}", words.join(", "));
-    text.chars().take(DESCRIPTION_MAX_CHARS).collect()
+    one_line(&text, DESCRIPTION_MAX_CHARS)
 }
 
 #[cfg(test)]

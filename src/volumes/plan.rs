@@ -4,10 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::node_plan::{self, Base, NodePlan, Run};
+use crate::text::one_line;
+
+use super::node_plan::{self, BASES_DIRECTORY, Base, NodePlan, Run};
 use super::path::{self, BasePaths, Located};
 use super::placement::{NodeIndex, Placement};
 use super::volume::{Claim, Node, NodeReason, SkipReason, Skipped, SourceKind, Volume};
+
+/// The longest detail of a skipped volume: a path can have 4,095 characters.
+const DETAIL_MAX_CHARS: usize = 300;
 
 /// What a run is going to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +121,7 @@ pub fn plan(
                 skipped.push(Skipped {
                     persistent_volume: volume.name,
                     reason,
-                    detail,
+                    detail: one_line(&detail, DETAIL_MAX_CHARS),
                 });
             }
         }
@@ -204,7 +209,6 @@ impl PlannedNode {
                 storageclass: volume.storage_class.clone(),
                 path: volume.path.clone(),
                 base,
-                capacity_bytes: volume.capacity_bytes,
             });
         }
         NodePlan {
@@ -221,7 +225,7 @@ impl PlannedNode {
 /// Where a base directory is mounted in a worker. The number keeps a base path's own characters out of the mount path,
 /// which may not contain everything that a path may (a colon, for one).
 fn mount_path(index: usize) -> String {
-    format!("/bases/{index}")
+    format!("{BASES_DIRECTORY}/{index}")
 }
 
 impl Plan {

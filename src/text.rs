@@ -1,0 +1,34 @@
+//! Text from elsewhere, made fit for a line of a log or of a terminal.
+
+/// The first `max_chars` characters, with every control character replaced: names from a cluster or a volume can hold line
+/// breaks and escape sequences, and are not to write lines of their own.
+pub fn one_line(text: &str, max_chars: usize) -> String {
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut line: String = text.chars().take(max_chars).map(plain).collect();
+    if text.chars().nth(max_chars).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cut_and_replaced() {
+        for (text, max_chars, expected) in [
+            ("", 3, ""),
+            ("abc", 3, "abc"),
+            ("abcd", 3, "abc…"),
+            (
+                "a\nb\r\u{1b}[31m\u{9b}\t",
+                20,
+                "a\u{fffd}b\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}",
+            ),
+            ("äöü", 2, "äö…"),
+        ] {
+            assert_eq!(one_line(text, max_chars), expected, "{text:?}");
+        }
+    }
+}
