@@ -111,6 +111,17 @@ pub(crate) enum Job {
     Sweep(Arc<Tree>),
 }
 
+impl Job {
+    /// The directory that it is about, if there is one already.
+    pub(crate) fn directory(&self) -> Option<&Arc<Directory>> {
+        match self {
+            Job::Enter { parent: directory, .. } | Job::GoOn(directory, _) => Some(directory),
+            Job::Piece(piece) => Some(&piece.directory),
+            Job::Resolve { .. } | Job::Begin { .. } | Job::Sweep(_) => None,
+        }
+    }
+}
+
 /// What a thread tells of itself without a lock.
 #[derive(Default)]
 pub(crate) struct Slot {

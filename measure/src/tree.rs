@@ -114,6 +114,14 @@ impl Volume {
         self.tally.lock().expect("no panic under this lock")
     }
 
+    /// A thread of ours panicked over something in it: that is a mistake of this crate, and no number.
+    pub(crate) fn fail_by_bug(&self) {
+        for volume in self.chain() {
+            let detail = "a thread panicked: this is a mistake in the program, please report it";
+            volume.tally().end(State::IoError, Some(detail.to_owned()));
+        }
+    }
+
     pub(crate) fn end(&self) {
         self.ended.get_or_init(Instant::now);
         // The supervisor is gone when everything was delivered: then nobody asks.
@@ -238,6 +246,9 @@ impl Directory {
     fn finish(&mut self) {
         if std::mem::replace(&mut self.is_finished, true) {
             return;
+        }
+        if std::thread::panicking() {
+            self.owner.fail_by_bug();
         }
         let descriptor = self.slot().take();
         if descriptor.is_some() && self.parent.is_some() {
@@ -414,5 +425,47 @@ impl Descriptors {
 
     fn order(&self) -> MutexGuard<'_, VecDeque<Weak<Directory>>> {
         self.order.lock().expect("no panic under this lock")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// A thread that panics lets go of its directories like one that has read them.
+    #[test]
+    fn a_panic_leaves_no_number() {
+        for panics in [false, true] {
+            let (events, inbox) = mpsc::channel();
+            let key = Key {
+                mount: None,
+                device: 1,
+                inode: 1,
+            };
+            let volume = Arc::new(Volume::new(0, 0, key, Vec::new(), events));
+            let tree = Arc::new(Tree {
+                id: 0,
+                mount: None,
+                inside: HashMap::new(),
+                rotating: false,
+                sweep: AtomicBool::new(false),
+                entered: Mutex::new(Seen::default()),
+                descriptors: Arc::new(Descriptors::new(Opener::find(), None)),
+                top: 0,
+            });
+            let fd = std::fs::File::open("/").unwrap();
+            let stat = fstat(&fd).unwrap();
+            let directory = Directory::root(tree, volume.clone(), &stat, Arc::new(fd.into()));
+            let thread = std::thread::spawn(move || {
+                let _held = directory;
+                assert!(!panics, "the test panics on purpose");
+            });
+            assert_eq!(thread.join().is_err(), panics);
+            assert!(matches!(inbox.recv().unwrap(), Event::Ended { volume: 0 }));
+            let state = volume.tally().measurement(0.0).state;
+            assert_eq!(state, if panics { State::IoError } else { State::Complete });
+        }
     }
 }

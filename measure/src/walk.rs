@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -279,18 +280,29 @@ impl Shared {
             stride: STRIDE,
         };
         while let Some(job) = self.next(&mut hands) {
-            match job {
-                Job::Resolve { target } => self.resolve(target),
-                Job::Begin { tree, volume, inside } => self.begin(tree, volume, inside, &mut hands),
-                Job::Enter { parent, name } => {
-                    if let Some((directory, fd)) = self.enter(&parent, name, &mut hands) {
-                        self.read(&directory, &fd, &mut hands);
-                    }
-                }
-                Job::GoOn(directory, fd) => self.read(&directory, &fd, &mut hands),
-                Job::Piece(piece) => self.piece(piece, &mut hands),
-                Job::Sweep(tree) => self.sweep(&tree, &mut hands),
+            let held = job.directory().cloned();
+            let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.perform(job, &mut hands)));
+            if done.is_err() {
+                // What it was about is held until here, so nobody took it for finished.
+                held.iter().for_each(|directory| directory.owner.fail_by_bug());
+                (hands.batch, hands.names, hands.buffer) = Default::default();
+                hands.buffer.resize(BUFFER_BYTES, 0);
             }
+        }
+    }
+
+    fn perform(&self, job: Job, hands: &mut Hands) {
+        match job {
+            Job::Resolve { target } => self.resolve(target),
+            Job::Begin { tree, volume, inside } => self.begin(tree, volume, inside, hands),
+            Job::Enter { parent, name } => {
+                if let Some((directory, fd)) = self.enter(&parent, name, hands) {
+                    self.read(&directory, &fd, hands);
+                }
+            }
+            Job::GoOn(directory, fd) => self.read(&directory, &fd, hands),
+            Job::Piece(piece) => self.piece(piece, hands),
+            Job::Sweep(tree) => self.sweep(&tree, hands),
         }
     }
 
@@ -514,16 +526,19 @@ impl Shared {
         let mut entered = tree.entered.lock().expect("no panic under this lock");
         let before = entered.bytes();
         let is_new = entered.insert(stat.st_dev, stat.st_ino);
-        let more = entered.bytes() - before;
+        let after = entered.bytes();
         drop(entered);
-        if more > 0 {
-            self.remember(more, owner);
-        }
+        self.remember(before, after, owner);
         is_new
     }
 
-    /// Accounts for memory, and gives up volumes for which there is none.
-    fn remember(&self, more_bytes: usize, owner: &Volume) {
+    /// Accounts for memory, and gives up volumes for which there is none. A set may also shrink, into a better form.
+    fn remember(&self, before_bytes: usize, after_bytes: usize, owner: &Volume) {
+        if after_bytes <= before_bytes {
+            self.remembered_bytes.fetch_sub(before_bytes - after_bytes, Relaxed);
+            return;
+        }
+        let more_bytes = after_bytes - before_bytes;
         let bytes = self.remembered_bytes.fetch_add(more_bytes, Relaxed) + more_bytes;
         if bytes > self.config.links_bytes_max {
             let detail = format!(
@@ -697,12 +712,10 @@ impl Shared {
             let mut tally = volume.tally();
             let before = tally.links_bytes();
             let used = tally.add(batch);
-            let more = tally.links_bytes() - before;
+            let after = tally.links_bytes();
             drop(tally);
             inner.get_or_insert(used);
-            if more > 0 {
-                self.remember(more, volume);
-            }
+            self.remember(before, after, volume);
         }
         let bytes = u64::try_from(inner.unwrap_or(0)).unwrap_or(u64::MAX);
         if directory.tree.top > 0 {

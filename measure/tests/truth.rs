@@ -62,7 +62,7 @@ fn files_with_several_links_of_which_some_are_outside() {
     let (volume, outside) = (base.path().join("volume"), base.path().join("outside"));
     fs::create_dir(&volume).unwrap();
     fs::create_dir(&outside).unwrap();
-    for number in 0..100 {
+    for number in 0..3000 {
         let file = outside.join(number.to_string());
         fs::write(&file, vec![1; 5000]).unwrap();
         for name in ["x", "y"] {

@@ -24,7 +24,11 @@ pub fn inside(base: &Path, relative: impl Into<PathBuf>) -> Target {
 
 /// Measures one directory by walking. A walk that never ends is to fail here and not to hang.
 pub fn walk(path: &Path) -> Measurement {
-    let config = Config { statfs: false, total_budget: Some(Duration::from_secs(120)), ..Config::full_speed() };
+    let config = Config {
+        statfs: false,
+        total_budget: Some(Duration::from_secs(120)),
+        ..Config::full_speed()
+    };
     measure(vec![whole(path)], config).remove(0)
 }
 
