@@ -16,7 +16,7 @@ build: ## the program, for daily work
 	cargo build --release
 
 test: ## everything that needs no root and no cluster
-	cargo test
+	cargo test $(TEST_FLAGS)
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --all -- --check

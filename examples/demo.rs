@@ -123,27 +123,36 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("no Pushgateway answers at {url}"))?;
     let cluster = options.pushgateway_url.is_some().then_some(CLUSTER);
-    let (log, seconds) = run_controller(&itself, folder.path(), &server, &url, cluster).await?;
-    let jobs = server
-        .requests()
-        .iter()
-        .filter(|request| request.verb == "create" && request.resource == "jobs")
-        .count();
-    println!("3. ran the controller, which ran {jobs} workers, each a process of its own: {seconds:.1} s");
-    println!("4. reading back what they pushed to {url}\n");
+    let shown = async {
+        let (log, seconds) = run_controller(&itself, folder.path(), &server, &url, cluster).await?;
+        let jobs = server
+            .requests()
+            .iter()
+            .filter(|request| request.verb == "create" && request.resource == "jobs")
+            .count();
+        println!("3. ran the controller, which ran {jobs} workers, each a process of its own: {seconds:.1} s");
+        println!("4. reading back what they pushed to {url}\n");
 
-    let pushed = Pushed {
-        listing: groups(&url).await?,
-        cluster,
+        let pushed = Pushed {
+            listing: groups(&url).await?,
+            cluster,
+        };
+        print!("{}", usage(&examples, &pushed));
+        print!("{}", skipped(&server, &pushed, &log));
+        print!("{}", sources(&pushed));
+        println!("{}", hint(options.pushgateway_url.is_some(), &url, options.keep));
+        Ok(())
     };
-    print!("{}", usage(&examples, &pushed));
-    print!("{}", skipped(&server, &pushed, &log));
-    print!("{}", sources(&pushed));
-    println!("{}", hint(options.pushgateway_url.is_some(), &url, options.keep));
+    // Whatever becomes of the run, and if somebody is tired of it: a Pushgateway of others is left as it was.
+    let shown: anyhow::Result<()> = tokio::select! {
+        shown = shown => shown,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("ended by Ctrl-C")),
+    };
     if options.pushgateway_url.is_some() && !options.keep {
-        delete_groups(&url, &pushed).await?;
+        let listing = groups(&url).await?;
+        delete_groups(&url, &Pushed { listing, cluster }).await?;
     }
-    Ok(())
+    shown
 }
 
 /// A claim of the demo, and what is to be seen at it.

@@ -373,9 +373,12 @@ struct Session<'a> {
     deletions: Semaphore,
 }
 
+/// The name of a node's Job, or why there is none.
+type Started = Result<String, (NodeReason, String)>;
+
 /// The requests to the API server that are under way.
 struct Requests<'a> {
-    starting: FuturesUnordered<LocalBoxFuture<'a, (String, Result<String, (NodeReason, String)>)>>,
+    starting: FuturesUnordered<LocalBoxFuture<'a, (String, Started)>>,
     deleting: FuturesUnordered<LocalBoxFuture<'a, ()>>,
 }
 
@@ -705,7 +708,7 @@ impl Session<'_> {
     }
 
     /// Makes a node's Job, then the ConfigMap that it waits for, which the Job owns.
-    async fn start(&self, worker: NewWorker) -> (String, Result<String, (NodeReason, String)>) {
+    async fn start(&self, worker: NewWorker) -> (String, Started) {
         let NewWorker {
             node,
             name,

@@ -177,7 +177,7 @@ fn measure(asked: Vec<Asked>, config: Config) -> Vec<(Asked, Measurement)> {
     }
     let deadline = config
         .total_budget
-        .map(|budget| Instant::now() + budget + PROGRESS_AFTER);
+        .and_then(|budget| Instant::now().checked_add(budget)?.checked_add(ANSWER_PATIENCE));
     let running = lp_measure::start(targets, config, move |target, measurement| {
         // The other end is gone only when the time is up.
         let _ = deliver.send((target, measurement));
