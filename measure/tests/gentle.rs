@@ -91,9 +91,10 @@ fn others_on_the_disk_make_us_pause_until_they_are_done() {
 
 #[test]
 fn pausing_leaves_half_of_the_time() {
-    let (found, took) = measure_under(Duration::from_secs(4), |_, _| true);
+    // A second's work, somebody else all along, and six seconds in all: it is done in time.
+    let (found, took) = measure_under(Duration::from_secs(6), |_, _| true);
     assert_eq!((found.state, found.entries), (State::Complete, ENTRIES), "{took:?}");
-    assert!(took > Duration::from_millis(2500), "{took:?}");
+    assert!(took > Duration::from_millis(1500), "{took:?}: it did not pause");
 }
 
 #[test]
