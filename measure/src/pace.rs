@@ -25,9 +25,15 @@ pub(crate) fn threads_next(now: usize, at_first: usize, most: usize, blocked: f6
     }
 }
 
-/// Whether a reader was blocked so much that the order of its reads matters.
+/// Whether a reader is blocked so much that the order of its reads begins to matter; …
 pub(crate) fn is_cold(blocked: f64) -> bool {
     blocked > BLOCKED_MORE
+}
+
+/// … and so little that it does not any more. Between the two it stays as it is: a slow processor hides some of a slow
+/// disk.
+pub(crate) fn is_warm(blocked: f64) -> bool {
+    blocked < BLOCKED_LESS
 }
 
 /// What a thread did since it began, or between two readings of that.

@@ -785,7 +785,7 @@ impl Shared {
             }
             let is_done = window.is_empty();
             self.look_at_window(&mut window, &mut waiting, hands);
-            if is_done || self.is_over() || !self.is_cold(before, began, hands) {
+            if is_done || self.is_over() || self.is_warm(before, began, hands) {
                 break;
             }
             size = sweep::WINDOW;
@@ -879,13 +879,13 @@ impl Shared {
         times_of(&hands.slot, self.now())
     }
 
-    /// Whether this thread was blocked so much since then that the order matters. Where the kernel does not tell, a
-    /// person's word counts.
-    fn is_cold(&self, before: Option<Times>, began: Duration, hands: &Hands) -> bool {
+    /// Whether this thread was hardly blocked since then, so that the order does not matter. Where the kernel does not
+    /// tell, a person's word counts.
+    fn is_warm(&self, before: Option<Times>, began: Duration, hands: &Hands) -> bool {
         let share = before
             .zip(self.times_of_this_thread(hands))
             .and_then(|(before, after)| pace::blocked_share(before, after, self.now().saturating_sub(began)));
-        share.map_or(self.config.rotating == Rotating::Yes, pace::is_cold)
+        share.map_or(self.config.rotating != Rotating::Yes, pace::is_warm)
     }
 }
 

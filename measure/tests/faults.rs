@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{du, inside, output, run, skip};
+use common::{du, inside, output, run, skip, skip_without};
 use lp_measure::{Config, Measurement, Method, Rotating, State, Target, measure, start};
 
 /// A disk whose table can be changed under a mounted file system.
@@ -29,7 +29,8 @@ impl Disk {
         match std::process::Command::new("dmsetup").arg("version").output() {
             Ok(version) if version.status.success() => {}
             Ok(version) => {
-                skip(
+                skip_without(
+                    "device-mapper",
                     name,
                     String::from_utf8_lossy(&version.stderr)
                         .lines()
@@ -39,7 +40,7 @@ impl Disk {
                 return None;
             }
             Err(error) => {
-                skip(name, &format!("dmsetup: {error}"));
+                skip_without("device-mapper", name, &format!("dmsetup: {error}"));
                 return None;
             }
         }
