@@ -26,13 +26,21 @@ pub const DEFAULT_BASE_PATHS: [&str; 7] = [
     "/mnt/disks",
 ];
 
+/// What stands below the list of commands.
+const AFTER_HELP: &str = "\
+Every flag of controller and worker has a variable LP_EXPORTER_*, which is how the manifests set it; that of a repeatable flag takes \
+values with commas between.
+
+Exit codes: 0 done, 1 unexpected, 2 bad arguments, settings or Job template, 3 something has no number (measure, and the \
+controller with --strict), 4 Kubernetes API, 5 Pushgateway, 6 plan of another version, 7 ended early.";
+
 /// How full node-local Kubernetes volumes are, pushed to a Prometheus Pushgateway.
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
 /// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
 /// same for directories of this machine and shows the result.
 #[derive(Parser)]
-#[command(name = "lp-exporter", version, max_term_width = 100)]
+#[command(name = "lp-exporter", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -132,7 +140,7 @@ pub struct ControllerArguments {
     pub interval: Duration,
 
     /// How many workers may run at once
-    #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50")]
+    #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50", value_parser = parse_jobs)]
     pub parallel_jobs: NonZeroUsize,
 
     /// A YAML file with the template of the workers' Jobs, instead of the one that is compiled in
@@ -271,8 +279,15 @@ pub enum RotatingDisk {
 /// More threads than this only wait for each other.
 const THREADS_MAX: usize = 64;
 
+fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse::<NonZeroUsize>()
+        .map_err(|_| "it has to be a whole number of at least 1".to_owned())
+}
+
 fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
-    let threads = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
+    let threads = text
+        .parse::<NonZeroUsize>()
+        .map_err(|_| format!("it has to be a whole number from 1 to {THREADS_MAX}"))?;
     if threads.get() > THREADS_MAX {
         return Err(format!("more than {THREADS_MAX} threads only wait for each other"));
     }

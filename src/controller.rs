@@ -26,6 +26,7 @@ use tracing::{debug, error, info, warn};
 use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
 use crate::deadlines::{Deadlines, JobClock, deadlines};
 use crate::exit::Exit;
+use crate::exposition::Body;
 use crate::kubernetes::client::{ApiCause, ApiError, Cluster};
 use crate::kubernetes::convert::{self, OwnJob, OwnPod};
 use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
@@ -440,7 +441,9 @@ impl Session<'_> {
         };
         log_outcomes(&report);
         let is_early = ended.is_some() || self.stop().is_some();
-        let pushed = self.push_report(&report, is_complete, is_early, &deadlines).await;
+        let pushed = self
+            .push_report(&report, &capacities, is_complete, is_early, &deadlines)
+            .await;
         summarize(&report);
         if let Some(error) = ended {
             return Err(error.into());
@@ -738,6 +741,7 @@ impl Session<'_> {
     async fn push_report(
         &self,
         report: &Report<'_>,
+        capacities: &Body,
         is_complete: bool,
         is_early: bool,
         deadlines: &Deadlines,
@@ -754,12 +758,8 @@ impl Session<'_> {
                 metrics::success_group(&self.run, unix_seconds()),
             );
             pushgateway.put(&key, &success, self.left(deadlines)).await?;
-            let retired = async {
-                if is_complete {
-                    self.retire(report.plan).await;
-                }
-            };
-            if tokio::time::timeout(self.left(deadlines), retired).await.is_err() {
+            let tidied = self.tidy(report.plan, capacities, is_complete);
+            if tokio::time::timeout(self.left(deadlines), tidied).await.is_err() {
                 warn!("not everything could be retired in time; the next run retires what is left");
             }
             Ok(())
@@ -785,8 +785,10 @@ impl Session<'_> {
         }
     }
 
-    /// Deletes the groups of nodes that have no volumes any more. What fails is tried again by the next run.
-    async fn retire(&self, plan: &Plan) {
+    /// Looks at what the Pushgateway holds now: puts the capacities again if it lost them in mid-run (it was replaced by one
+    /// without memory), and, where everything could be read, deletes the groups of nodes that have no volumes any more. What
+    /// fails is tried again by the next run.
+    async fn tidy(&self, plan: &Plan, capacities: &Body, is_complete: bool) {
         let Config {
             pushgateway,
             grouping_labels,
@@ -799,6 +801,19 @@ impl Session<'_> {
                 return;
             }
         };
+        let key = self.key(group::CONTROLLER_JOB);
+        if !groups
+            .iter()
+            .any(|group| GroupingKey::from_labels(&group.labels).as_ref() == Some(&key))
+        {
+            warn!("the Pushgateway lost what this run had pushed; the capacities are pushed again");
+            if let Err(error) = pushgateway.put(&key, capacities, PUSH_BUDGET).await {
+                warn!("{error}");
+            }
+        }
+        if !is_complete {
+            return;
+        }
         for key in groups_to_retire(&groups, grouping_labels, &plan.nodes_with_volumes()) {
             match pushgateway.delete(&key, PUSH_BUDGET).await {
                 Ok(()) => info!("retired {}: its node holds no volumes any more", key.path()),
@@ -955,18 +970,31 @@ fn summarize(report: &Report<'_>) {
         .count();
     let (nodes, volumes_planned) = (report.outcomes.len(), report.plan.volumes_planned());
     let seconds = report.duration.as_secs_f64();
-    info!(
-        run = report.run.id,
-        nodes_expected = nodes,
-        nodes_measured,
-        volumes_listed = report.plan.volumes_listed(),
-        volumes_planned,
-        volumes_measured,
-        volumes_skipped = report.plan.skipped.len(),
-        seconds,
-        peak_memory_bytes = report.peak_memory_bytes,
+    let text = format!(
         "run ended: {volumes_measured} of {volumes_planned} volumes on {nodes_measured} of {nodes} nodes measured in {seconds:.1} s"
     );
+    // Who looks at warnings only is to see that nodes are missing.
+    macro_rules! summary {
+        ($level:ident) => {
+            $level!(
+                run = report.run.id,
+                nodes_expected = nodes,
+                nodes_measured,
+                volumes_listed = report.plan.volumes_listed(),
+                volumes_planned,
+                volumes_measured,
+                volumes_skipped = report.plan.skipped.len(),
+                seconds,
+                peak_memory_bytes = report.peak_memory_bytes,
+                "{text}"
+            )
+        };
+    }
+    if nodes_measured == nodes {
+        summary!(info);
+    } else {
+        summary!(warn);
+    }
 }
 
 /// Whether every node-local volume has a number.

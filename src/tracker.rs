@@ -575,7 +575,7 @@ impl Tracker {
         }
         if job.is_none() && self.deleted.contains(job_name) {
             return Finding::Ended(not_measured(
-                NodeReason::WorkerFailed,
+                NodeReason::RunInterrupted,
                 "its Job was deleted by somebody else",
             ));
         }
@@ -682,8 +682,9 @@ fn failure(pod: &WorkerPod) -> Outcome {
     let summary = WorkerSummary::from_message(message);
     let said = summary.as_ref().and_then(|summary| summary.error.clone());
     let detail = format!(
-        "exit code {exit_code} ({reason}){}",
-        said.map(|said| format!(": {said}")).unwrap_or_default()
+        "exit code {exit_code} ({reason}){}; its Job {} is kept for an hour",
+        said.map(|said| format!(": {said}")).unwrap_or_default(),
+        pod.job
     );
     let reason = match Exit::from_code(*exit_code) {
         _ if reason == "OOMKilled" => NodeReason::OutOfMemory,
@@ -913,7 +914,7 @@ mod tests {
         check(
             Event::JobGone("job-a".into()),
             true,
-            "worker_failed: its Job was deleted by somebody else",
+            "run_interrupted: its Job was deleted by somebody else",
         );
     }
 

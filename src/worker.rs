@@ -310,7 +310,7 @@ fn tell(summary: &mut WorkerSummary, plan: &NodePlan, measurements: &[Measuremen
             summary.examples.push(Example {
                 persistentvolume: volume.persistentvolume.clone(),
                 state: measurement.state.as_str().to_owned(),
-                detail: detail(measurement),
+                detail: format!("{}: {}", volume.path, detail(measurement)),
             });
         }
     }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{du, run, skip, whole};
+use common::{du, run, skip, skip_without, whole};
 use lp_measure::{Config, Rotating, State, measure};
 
 /// Requests that begin further than this from the last one's end move the head: 1 MiB in sectors.
@@ -25,7 +25,7 @@ struct Way {
 fn blank_disk() -> Option<String> {
     const WHAT: &str = "the way of a disk's head";
     let Ok(disk) = std::env::var("LP_EXPORTER_TEST_DISK") else {
-        skip(WHAT, "LP_EXPORTER_TEST_DISK names no blank disk");
+        skip_without("blank-disk", WHAT, "LP_EXPORTER_TEST_DISK names no blank disk");
         return None;
     };
     for program in ["blktrace", "blkparse"] {

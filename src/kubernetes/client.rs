@@ -70,15 +70,26 @@ pub enum ApiCause {
     Refused(u16, String),
     /// The API server was not reached, or its answer made no sense.
     Unreachable(String),
+    /// Nothing says where the API server is.
+    NotConfigured(String),
 }
 
 impl fmt::Display for ApiCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ApiCause::Forbidden(message) if message.contains("is being terminated") => {
+                write!(f, "{message}; the namespace is going away, and everything in it")
+            }
             ApiCause::Forbidden(message) => {
                 write!(
                     f,
                     "forbidden: {message}; grant it in the ClusterRole or Role of the controller's ServiceAccount"
+                )
+            }
+            ApiCause::NotConfigured(message) => {
+                write!(
+                    f,
+                    "{message}; set KUBECONFIG, or run it in a pod with a service account"
                 )
             }
             ApiCause::NotFound => write!(f, "it does not exist"),
@@ -169,7 +180,7 @@ impl Cluster {
         let failed = |error: &dyn std::error::Error| ApiError {
             verb: "find",
             resource: "a kubeconfig or a service account".to_owned(),
-            cause: ApiCause::Unreachable(shorten(&chain(error))),
+            cause: ApiCause::NotConfigured(shorten(&chain(error))),
         };
         let mut config = Config::infer().await.map_err(|error| failed(&error))?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::volumes::node_plan::{BASES_DIRECTORY, Base};
+use crate::volumes::quantity;
 
 /// The label that names the instance (the CronJob) a worker belongs to.
 pub const INSTANCE_LABEL: &str = "lp-exporter/instance";
@@ -159,7 +160,14 @@ where
         } else {
             ""
         };
-        TemplateError::Syntax(format!("{path}: {error}{hint}"))
+        let error = error.to_string();
+        // The library names the path itself in some of its errors, and "." is the whole.
+        let place = if path == "." || error.starts_with(&path) {
+            String::new()
+        } else {
+            format!("{path}: ")
+        };
+        TemplateError::Syntax(format!("{place}{error}{hint}"))
     })
 }
 
@@ -233,6 +241,7 @@ impl Template {
             });
         };
         check_pod(pod)?;
+        check_quantities(pod)?;
         if let Some(metadata) = &spec.template.metadata {
             check_labels(metadata, "spec.template.metadata")?;
         }
@@ -391,6 +400,26 @@ fn check_pod(pod: &PodSpec) -> Result<(), TemplateError> {
         });
     };
     check_container(worker)
+}
+
+/// Checks what the API server would refuse in each Job of every run: amounts that are no quantities.
+fn check_quantities(pod: &PodSpec) -> Result<(), TemplateError> {
+    for container in pod.containers.iter().chain(pod.init_containers.iter().flatten()) {
+        let Some(resources) = &container.resources else {
+            continue;
+        };
+        for (kind, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+            for (resource, amount) in amounts.iter().flatten() {
+                quantity::parse_bytes(&amount.0).map_err(|error| {
+                    let name = &container.name;
+                    TemplateError::Syntax(format!(
+                        "spec.template.spec.containers[name={name}].resources.{kind}.{resource}: {error}"
+                    ))
+                })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_container(worker: &Container) -> Result<(), TemplateError> {
@@ -653,6 +682,14 @@ mod tests {
     #[test]
     fn mistakes_are_told_with_their_place() {
         check(&template("", "", ""), "no error");
+        check(
+            &template("", "", "        resources: {limits: {memory: 256Mib}}"),
+            "spec.template.spec.containers[name=worker].resources.limits.memory: cannot read \"256Mib\"",
+        );
+        check(
+            &template("", "", "        resources: {limits: {cpu: 100m, memory: 256Mi}}"),
+            "no error",
+        );
         check("{", "line 2 column 1");
         check("apiVersion: batch/v1\nkind: CronJob", "expected Job");
         check("", "spec: a Job needs one");

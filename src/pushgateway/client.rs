@@ -357,6 +357,9 @@ fn retry_delays() -> impl Iterator<Item = Duration> {
 
 fn parse_url(text: &str) -> Result<Url, PushgatewayError> {
     let refuse = |why: &str| PushgatewayError::Url { why: why.to_owned() };
+    if text.trim().is_empty() {
+        return Err(refuse("it is empty"));
+    }
     let url = Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refuse("it begins with neither http:// nor https://"));
