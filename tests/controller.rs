@@ -1313,6 +1313,30 @@ async fn a_run_ends_in_time_although_a_request_hangs() {
     check_manners(&stage, &ended.said);
 }
 
+/// A Pushgateway without persistence is replaced while workers run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn capacities_that_the_pushgateway_lost_in_mid_run_are_pushed_again() {
+    let mut stage = Stage::new().await;
+    let child = stage.start(&[]);
+    // The Jobs are made after the capacities were pushed.
+    wait_until(&stage, |stage| !stage.jobs_made().is_empty()).await;
+    stage.gateway.forget();
+    let ended = end_of(child).await;
+    assert_eq!(ended.code, 0, "{}", ended.said);
+    assert!(ended.said.contains("the capacities are pushed again"), "{}", ended.said);
+    assert!(
+        !stage.gateway.samples("local_volume_stats_capacity_bytes").is_empty(),
+        "{}",
+        ended.said
+    );
+    assert_eq!(
+        stage.gateway.samples("lp_exporter_node_expected").len(),
+        3,
+        "{}",
+        ended.said
+    );
+}
+
 /// Another run takes the Lease: this one ends, and pushes nothing more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_loses_its_lease_ends() {

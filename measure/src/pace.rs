@@ -59,11 +59,13 @@ pub(crate) fn blocked_share(before: Times, after: Times, wall: Duration) -> Opti
     Some(own.saturating_sub(running).as_secs_f64() / own.as_secs_f64().max(1e-9))
 }
 
-/// Running, and waiting for a processor, in /proc/…/schedstat.
-pub(crate) fn parse_schedstat(text: &str) -> Option<(Duration, Duration)> {
-    let mut numbers = text.split_ascii_whitespace().map(str::parse::<u64>);
-    let (running, ready) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some((Duration::from_nanos(running), Duration::from_nanos(ready)))
+/// The time for which a thread waited for a processor: the second number in /proc/…/schedstat.
+pub(crate) fn parse_schedstat(text: &str) -> Option<Duration> {
+    text.split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+        .map(Duration::from_nanos)
 }
 
 /// Lets so many entries pass in a second, all threads together.
@@ -288,10 +290,7 @@ mod tests {
             "some avg10=1.00 avg60=0.00 avg300=0.00 total=2500\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
         assert_eq!(parse_pressure(text), Some(Duration::from_micros(2500)));
         assert_eq!(parse_pressure("full total=7"), None);
-        assert_eq!(
-            parse_schedstat("1000 500 3\n"),
-            Some((Duration::from_nanos(1000), Duration::from_nanos(500)))
-        );
+        assert_eq!(parse_schedstat("1000 500 3\n"), Some(Duration::from_nanos(500)));
         assert_eq!(parse_schedstat(""), None);
     }
 }

@@ -892,11 +892,10 @@ impl Shared {
 /// A thread's times, if the kernel tells them.
 fn times_of(slot: &Slot, now: Duration) -> Option<Times> {
     let thread = slot.thread.load(Relaxed);
-    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    let (running, ready) = pace::parse_schedstat(&text)?;
+    let schedstat = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
     Some(Times {
-        running,
-        ready,
+        running: crate::sys::processor_time(u32::try_from(thread).ok()?)?,
+        ready: pace::parse_schedstat(&schedstat)?,
         resting: slot.resting(now),
     })
 }

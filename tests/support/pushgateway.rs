@@ -141,6 +141,11 @@ impl Pushgateway {
         self.world().push(key, families, true).expect("it is consistent");
     }
 
+    /// Loses every group, as a server without persistence does that is replaced.
+    pub fn forget(&self) {
+        self.world().groups.clear();
+    }
+
     /// Every request so far, in the order in which they came.
     pub fn requests(&self) -> Vec<Recorded> {
         self.world().requests.clone()
