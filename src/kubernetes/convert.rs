@@ -449,3 +449,133 @@ fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
 fn shorten(text: &str) -> String {
     one_line(text, TEXT_MAX_CHARS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).expect("the test's JSON is well-formed")
+    }
+
+    /// A PersistentVolume with these fields of its spec.
+    fn volume_with(spec: &str) -> Result<Volume, Skipped> {
+        volume(&raw(&format!(r#"{{"metadata":{{"name":"pv"}},"spec":{{{spec}}}}}"#)))
+    }
+
+    fn check(spec: &str, expected: &str) {
+        let told = match volume_with(spec) {
+            Ok(volume) => format!("{} {} {}", volume.source.as_str(), volume.path, volume.capacity_bytes),
+            Err(skipped) => {
+                assert_eq!(skipped.persistent_volume, "pv");
+                format!("{}: {}", skipped.reason.as_str(), skipped.detail)
+            }
+        };
+        assert!(told.starts_with(expected), "{spec}\ntold {told:?}, not {expected:?}");
+    }
+
+    #[test]
+    fn volumes_are_read_or_skipped_with_a_reason() {
+        const CAPACITY: &str = r#""capacity":{"storage":"1.5Gi"}"#;
+        check(
+            &format!(r#"{CAPACITY},"hostPath":{{"path":"/a"}}"#),
+            "hostPath /a 1610612736",
+        );
+        check(&format!(r#"{CAPACITY},"local":{{"path":"/b"}}"#), "local /b 1610612736");
+        check(
+            &format!(r#"{CAPACITY},"nfs":{{"path":"/b","server":"s"}}"#),
+            "not_node_local: ",
+        );
+        check(
+            &format!(r#"{CAPACITY},"local":{{"path":"/b"}},"volumeMode":"Block""#),
+            "block_mode: ",
+        );
+        check(
+            r#""local":{"path":"/b"}"#,
+            "invalid_capacity: spec.capacity.storage is missing",
+        );
+        check(
+            r#""capacity":{"storage":"much"},"local":{"path":"/b"}"#,
+            "invalid_capacity: ",
+        );
+        check(
+            r#""capacity":{"storage":"-1"},"local":{"path":"/b"}"#,
+            "invalid_capacity: ",
+        );
+        check(
+            r#""capacity":5,"local":{"path":"/b"}"#,
+            "undecodable: spec.capacity: invalid type",
+        );
+        check(
+            r#""local":{"path":"/b"},"capacity":{"storage":"1"},"claimRef":"x""#,
+            "undecodable: spec.claimRef",
+        );
+        let odd_operator = r#""nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"k","operator":"Like"}]}]}}"#;
+        check(
+            &format!(r#"{CAPACITY},"local":{{"path":"/b"}},{odd_operator}"#),
+            "undecodable: its node affinity",
+        );
+    }
+
+    #[test]
+    fn an_object_without_a_name_is_told_too() {
+        let skipped = volume(&raw(r#"{"metadata":7}"#)).expect_err("it is no volume");
+        assert_eq!(skipped.persistent_volume, "(no readable name)");
+        assert_eq!(skipped.reason, SkipReason::Undecodable);
+    }
+
+    #[test]
+    fn what_a_volume_says_of_its_claim_and_node() {
+        let volume = volume(&raw(
+            r#"{"metadata":{"name":"pv","annotations":{"local.path.provisioner/selected-node":"n"}},
+                "spec":{"capacity":{"storage":"1"},"hostPath":{"path":"/a"},"storageClassName":"c",
+                        "persistentVolumeReclaimPolicy":"Retain",
+                        "claimRef":{"namespace":"ns","name":"claim","uid":"u"},
+                        "nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchFields":
+                            [{"key":"metadata.name","operator":"In","values":["n"]}]}]}}},
+                "status":{"phase":"Released"}}"#,
+        ))
+        .expect("it is a volume");
+        let claim = volume.claim.expect("it names a claim");
+        assert_eq!(
+            (claim.namespace.as_str(), claim.name.as_str(), claim.uid.as_deref()),
+            ("ns", "claim", Some("u"))
+        );
+        assert_eq!(volume.selected_node.as_deref(), Some("n"));
+        assert_eq!(
+            (volume.phase.as_str(), volume.reclaim_policy.as_str()),
+            ("Released", "Retain")
+        );
+        let terms = volume.affinity.expect("it has an affinity");
+        assert_eq!(terms[0].match_fields[0].values, ["n"]);
+    }
+
+    #[test]
+    fn the_end_of_a_job() {
+        for (conditions, expected) in [
+            ("", None),
+            (r#"{"type":"Complete","status":"False"}"#, None),
+            (r#"{"type":"Complete","status":"True"}"#, Some(JobEnd::Complete)),
+            (
+                r#"{"type":"SuccessCriteriaMet","status":"True"}"#,
+                Some(JobEnd::Complete),
+            ),
+            (
+                r#"{"type":"FailureTarget","status":"True","reason":"R","message":"M"}"#,
+                Some(JobEnd::Failing("R: M".to_owned())),
+            ),
+            (
+                r#"{"type":"FailureTarget","status":"True"},{"type":"Failed","status":"True","reason":"R","message":"M"}"#,
+                Some(JobEnd::Failed("R: M".to_owned())),
+            ),
+        ] {
+            let object = format!(r#"{{"metadata":{{"name":"j","uid":"u"}},"status":{{"conditions":[{conditions}]}}}}"#);
+            let job: batch::Job = serde_json::from_str(&object).expect("the test's JSON is a Job");
+            assert_eq!(worker_job(&job).end, expected, "{conditions}");
+            let holder = job_of_holder(&raw(&object)).expect("it has a name and a uid");
+            let has_ended = matches!(expected, Some(JobEnd::Failed(_)))
+                || conditions.starts_with(r#"{"type":"Complete","status":"True"#);
+            assert_eq!(holder.has_ended, has_ended, "{conditions}");
+        }
+    }
+}
