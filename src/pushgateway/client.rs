@@ -19,7 +19,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use url::Url;
 
 use super::group::GroupingKey;
-use super::list;
+use super::list::{self, Group};
 use super::tls::{self, TlsError};
 use crate::exposition::{Body, CONTENT_TYPE};
 
@@ -41,16 +41,6 @@ pub struct Pushgateway {
     /// secret.
     template: Request,
     request_timeout: Duration,
-}
-
-/// A group that the server holds.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// The labels of its key, the job among them.
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// When it was last pushed, by the server's clock, in seconds since 1970; 0 if no push was ever accepted: the
-    /// server then made the group only to say that one failed.
-    pub push_time_seconds: f64,
 }
 
 impl Pushgateway {

@@ -10,7 +10,15 @@ use std::io::Read;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::client::Group;
+/// A group that the server holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// The labels of its key, the job among them.
+    pub labels: BTreeMap<String, String>,
+    /// When it was last pushed, by the server's clock, in seconds since 1970; 0 if no push was ever accepted: the
+    /// server then made the group only to say that one failed.
+    pub push_time_seconds: f64,
+}
 
 /// The groups in a reply.
 pub(super) fn read_groups(reply: impl Read) -> Result<Vec<Group>, serde_json::Error> {

@@ -12,7 +12,8 @@ mod list;
 pub mod retire;
 mod tls;
 
-pub use client::{Cause, Group, PushError, Pushgateway, PushgatewayConfig, PushgatewayError};
+pub use client::{Cause, PushError, Pushgateway, PushgatewayConfig, PushgatewayError};
 pub use group::{GroupingKey, GroupingLabel, GroupingLabelError, GroupingLabels};
+pub use list::Group;
 pub use retire::groups_to_retire;
 pub use tls::TlsError;

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use super::client::Group;
 use super::group::{GroupingKey, GroupingLabels};
+use super::list::Group;
 
 /// The keys of those among `groups` that our workers pushed for nodes which are not in `nodes_with_volumes` (names of
 /// nodes). Ours are the groups of our workers' job with a node and exactly our extra labels with our values, so that
