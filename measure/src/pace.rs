@@ -5,9 +5,9 @@ use std::time::Duration;
 /// Threads when nothing blocks: a third one gains nothing, on any file system that was tried.
 const THREADS_WARM: usize = 2;
 /// More threads when they are blocked for more than this share of their time, …
-const BLOCKED_MORE: f64 = 0.3;
-/// … and the first few again when for less than this.
-const BLOCKED_LESS: f64 = 0.1;
+const BLOCKED_MORE: f64 = 0.15;
+/// … and fewer again when for less than this.
+const BLOCKED_LESS: f64 = 0.05;
 
 /// How many threads to begin with.
 pub(crate) fn threads_at_first(processors: usize, most: usize) -> usize {
@@ -19,7 +19,7 @@ pub(crate) fn threads_next(now: usize, at_first: usize, most: usize, blocked: f6
     if blocked > BLOCKED_MORE {
         (now * 2).min(most)
     } else if blocked < BLOCKED_LESS {
-        at_first
+        (now / 2).max(at_first)
     } else {
         now
     }
@@ -66,6 +66,46 @@ pub(crate) fn parse_schedstat(text: &str) -> Option<Duration> {
         .parse()
         .ok()
         .map(Duration::from_nanos)
+}
+
+/// What being blocked takes of the time of several threads, gathered over a few ticks. The kernel keeps account of the
+/// time on a processor, and of what a thread does just now; the time between two ticks is taken for what it did at the
+/// second. Its account of waiting for a processor comes too late for this: on a busy node it made waiting look blocked.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    running: Duration,
+    blocked: Duration,
+    samples: u32,
+}
+
+impl Share {
+    /// Fewer samples say little.
+    const SAMPLES: u32 = 6;
+
+    /// Adds what one thread did in one tick.
+    pub(crate) fn add(&mut self, running: Duration, tick: Duration, is_blocked: bool) {
+        self.running += running;
+        if is_blocked {
+            self.blocked += tick.saturating_sub(running);
+        }
+        self.samples += 1;
+    }
+
+    /// The share, once there are samples enough; then it begins anew.
+    pub(crate) fn judge(&mut self) -> Option<f64> {
+        if self.samples < Share::SAMPLES {
+            return None;
+        }
+        let Share { running, blocked, .. } = std::mem::take(self);
+        Some(blocked.as_secs_f64() / (running + blocked).as_secs_f64().max(1e-9))
+    }
+}
+
+/// Whether /proc/…/stat tells of a thread that waits for something else than a processor.
+pub(crate) fn parse_is_blocked(stat: &str) -> bool {
+    // The name before it stands in parentheses, and may hold some itself.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['D', 'S']))
 }
 
 /// Lets so many entries pass in a second, all threads together.
@@ -199,9 +239,9 @@ mod tests {
             (4, 0.9, 8),
             (8, 0.9, 16),
             (16, 0.9, 16),
-            (16, 0.2, 16),
-            (16, 0.05, 2),
-            (2, 0.0, 2),
+            (16, 0.1, 16),
+            (16, 0.01, 8),
+            (3, 0.0, 2),
         ] {
             assert_eq!(
                 threads_next(now, 2, 16, blocked),
@@ -232,6 +272,30 @@ mod tests {
             ..times(2, 0)
         };
         assert_eq!(blocked_share(times(0, 0), starved, ms(20)), Some(0.5));
+    }
+
+    #[test]
+    fn waiting_for_a_processor_is_not_being_blocked() {
+        let mut share = Share::default();
+        // (running ms, blocked at the tick's end): on a busy node, then on a slow disk.
+        for (samples, expected) in [
+            (
+                [(2, false), (0, false), (5, false), (0, false), (1, false), (3, false)],
+                0.0,
+            ),
+            (
+                [(2, true), (0, true), (2, true), (0, true), (2, true), (0, false)],
+                0.88,
+            ),
+        ] {
+            for (number, (running, is_blocked)) in samples.into_iter().enumerate() {
+                assert_eq!(share.judge(), None, "after {number} samples");
+                share.add(ms(running), ms(10), is_blocked);
+            }
+            let judged = share.judge().expect("that was the last one needed");
+            assert!((judged - expected).abs() < 1e-9, "{judged} for {expected}");
+        }
+        assert!(parse_is_blocked("12 (a ) R) D 1 2") && !parse_is_blocked("12 (a) D) R 1 2") && !parse_is_blocked(""));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 
-use crate::pace::Times;
 use crate::tree::{Directory, Event, Key, Tree, Volume};
 
 /// Threads that hang, at most; then no more are risked.
@@ -173,8 +172,8 @@ pub(crate) struct Worker {
     hangs: bool,
     last_beat: u64,
     beat_at: Duration,
-    /// The last reading, for the share of its time for which it was blocked.
-    pub(crate) times: Option<Times>,
+    /// The time that it had spent on a processor when it was last asked.
+    pub(crate) ran: Option<Duration>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -273,7 +272,7 @@ impl Schedule {
             hangs: false,
             last_beat: 0,
             beat_at: Duration::ZERO,
-            times: None,
+            ran: None,
         };
         self.workers.insert(id, worker);
         (id, slot)

@@ -24,7 +24,7 @@ use rustix::process::{Resource, getrlimit, setpriority_process};
 
 use crate::mounts::{self, Mount, MountId};
 use crate::open::{Opener, file_type, state_of_place};
-use crate::pace::{self, Pressure, Rate, Times};
+use crate::pace::{self, Pressure, Rate, Share, Times};
 use crate::schedule::{Job, Names, Packed, Pending, Piece, Resolved, Schedule, Slot};
 use crate::sweep::{self, Elevator};
 use crate::tally::{Batch, Linked};
@@ -237,6 +237,18 @@ impl Shared {
         self.began.elapsed()
     }
 
+    /// Takes a lock for a thread that walks. Waiting for another thread of ours, which on a busy node waits for a
+    /// processor, is not being blocked by a disk: more threads would only wait more.
+    fn lock_of<'a, T>(&self, slot: &Slot, lock: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        if let Ok(guard) = lock.try_lock() {
+            return guard;
+        }
+        slot.rest(self.now());
+        let guard = lock.lock().expect("no panic under this lock");
+        slot.work(self.now());
+        guard
+    }
+
     fn is_over(&self) -> bool {
         self.over.load(Relaxed)
     }
@@ -308,7 +320,7 @@ impl Shared {
 
     /// Hands in what was found and waits for something to do; nothing when the thread is not needed any more.
     fn next(&self, hands: &mut Hands) -> Option<Job> {
-        let mut schedule = self.lock();
+        let mut schedule = self.lock_of(&hands.slot, &self.schedule);
         schedule.put(&mut hands.outbox);
         schedule.done(hands.id);
         loop {
@@ -418,7 +430,7 @@ impl Shared {
             top: self.config.top_directories,
         });
         let fd = Arc::new(fd);
-        self.is_first_visit(&tree, &volume, &stat);
+        self.is_first_visit(&tree, &volume, &stat, hands);
         let directory = Directory::root(tree.clone(), volume, &stat, fd.clone());
         self.lock().begun(tree);
         hands.batch.directory(used_bytes(&stat));
@@ -466,7 +478,7 @@ impl Shared {
         match found {
             Ok(None) => None,
             Ok(Some((stat, fd))) => {
-                if !self.is_first_visit(&parent.tree, &parent.owner, &stat) {
+                if !self.is_first_visit(&parent.tree, &parent.owner, &stat, hands) {
                     return None;
                 }
                 let directory = Directory::inside(parent, name, &stat);
@@ -522,8 +534,8 @@ impl Shared {
     }
 
     /// Whether this directory was not entered before, by another name that it had.
-    fn is_first_visit(&self, tree: &Tree, owner: &Volume, stat: &Stat) -> bool {
-        let mut entered = tree.entered.lock().expect("no panic under this lock");
+    fn is_first_visit(&self, tree: &Tree, owner: &Volume, stat: &Stat, hands: &Hands) -> bool {
+        let mut entered = self.lock_of(&hands.slot, &tree.entered);
         let before = entered.bytes();
         let is_new = entered.insert(stat.st_dev, stat.st_ino);
         let after = entered.bytes();
@@ -590,7 +602,7 @@ impl Shared {
 
     /// Leaves a full buffer to other threads, if they can use it.
     fn hand_over(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, filled: usize, hands: &mut Hands) -> bool {
-        let mut schedule = self.lock();
+        let mut schedule = self.lock_of(&hands.slot, &self.schedule);
         let handed = schedule.hand_over(directory, fd, &mut hands.buffer, filled);
         if handed && schedule.idle > 0 {
             self.wake.notify_one();
@@ -602,7 +614,7 @@ impl Shared {
         self.look_through(&piece.directory, piece.fd.as_fd(), &piece.buffer[..piece.filled], hands);
         self.hand_out(&piece.directory, hands);
         self.queue_names(&piece.directory, &piece.fd, hands);
-        self.lock().take_back(piece.buffer);
+        self.lock_of(&hands.slot, &self.schedule).take_back(piece.buffer);
     }
 
     fn queue_names(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, hands: &mut Hands) {
@@ -677,11 +689,7 @@ impl Shared {
         }
         let passed = STRIDE - hands.stride;
         hands.stride = STRIDE;
-        let wait = self
-            .rate
-            .lock()
-            .expect("no panic under this lock")
-            .announce(self.now(), passed);
+        let wait = self.lock_of(&hands.slot, &self.rate).announce(self.now(), passed);
         let until = self.now() + wait;
         loop {
             if self.is_over() || !owner.is_live() {
@@ -709,7 +717,7 @@ impl Shared {
             if volume.stopped.load(Relaxed) {
                 continue;
             }
-            let mut tally = volume.tally();
+            let mut tally = self.lock_of(&hands.slot, &volume.tally);
             let before = tally.links_bytes();
             let used = tally.add(batch);
             let after = tally.links_bytes();
@@ -889,6 +897,11 @@ impl Shared {
     }
 }
 
+/// Whether a thread waits in the kernel just now.
+fn is_blocked(thread: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).is_ok_and(|text| pace::parse_is_blocked(&text))
+}
+
 /// A thread's times, if the kernel tells them.
 fn times_of(slot: &Slot, now: Duration) -> Option<Times> {
     let thread = slot.thread.load(Relaxed);
@@ -911,6 +924,8 @@ struct Supervisor<'a> {
     last_tick: Duration,
     pressure: Option<Pressure>,
     paused_in_all: Duration,
+    /// What the walking threads did since the number of threads was last judged.
+    share: Share,
 }
 
 impl Supervisor<'_> {
@@ -929,6 +944,7 @@ impl Supervisor<'_> {
             last_tick: shared.now(),
             pressure: None,
             paused_in_all: Duration::ZERO,
+            share: Share::default(),
         }
     }
 
@@ -1028,7 +1044,7 @@ impl Supervisor<'_> {
         {
             let mut schedule = self.shared.lock();
             let has_changed = schedule.watch(now, PATIENCE);
-            self.adapt(&mut schedule, now, elapsed);
+            self.adapt(&mut schedule, elapsed);
             if has_changed || schedule.running > schedule.wanted {
                 self.shared.wake.notify_all();
             }
@@ -1070,21 +1086,21 @@ impl Supervisor<'_> {
     }
 
     /// As many threads as being blocked asks for; on a disk with a head, one that keeps to the order.
-    fn adapt(&self, schedule: &mut Schedule, now: Duration, elapsed: Duration) {
-        let mut shares = Vec::new();
+    fn adapt(&mut self, schedule: &mut Schedule, elapsed: Duration) {
         for worker in schedule.workers.values_mut() {
-            let times = times_of(&worker.slot, now);
-            let before = std::mem::replace(&mut worker.times, times);
+            let Ok(thread) = u32::try_from(worker.slot.thread.load(Relaxed)) else {
+                continue;
+            };
+            let ran = crate::sys::processor_time(thread);
+            let before = std::mem::replace(&mut worker.ran, ran);
             if worker.is_walking()
-                && let Some((before, after)) = before.zip(times)
+                && let Some((before, ran)) = before.zip(ran)
             {
-                shares.extend(pace::blocked_share(before, after, elapsed));
+                let is_blocked = !worker.slot.is_resting() && is_blocked(thread);
+                self.share.add(ran.saturating_sub(before), elapsed, is_blocked);
             }
         }
-        if shares.is_empty() {
-            return;
-        }
-        let blocked = shares.iter().sum::<f64>() / shares.len() as f64;
+        let Some(blocked) = self.share.judge() else { return };
         let mut all_rotate = true;
         for tree in schedule.active_trees() {
             all_rotate &= tree.rotating;
