@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
 use crate::deadlines::{Deadlines, JobClock, deadlines};
@@ -35,6 +35,7 @@ use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
 use crate::pushgateway::group;
 use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
+use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
 use crate::volumes::node_plan::Run;
@@ -58,8 +59,6 @@ const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(250);
 /// Requests of one kind that are under way at once.
 const REQUESTS_AT_ONCE: usize = 10;
-/// Names that a line of the log shows.
-const NAMES_SHOWN: usize = 20;
 
 /// Everything that a run is told.
 struct Config {
@@ -897,118 +896,4 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
         seen,
         is_complete,
     })
-}
-
-fn log_plan(plan: &Plan) {
-    info!(
-        volumes_listed = plan.volumes_listed(),
-        volumes_planned = plan.volumes_planned(),
-        nodes = plan.nodes.len(),
-        "planned"
-    );
-    let mut by_reason: BTreeMap<SkipReason, Vec<&Skipped>> = BTreeMap::new();
-    for skipped in &plan.skipped {
-        by_reason.entry(skipped.reason).or_default().push(skipped);
-    }
-    for (reason, skipped) in by_reason {
-        let shown: Vec<String> = skipped
-            .iter()
-            .take(NAMES_SHOWN)
-            .map(|one| format!("{} ({})", one.persistent_volume, one.detail))
-            .collect();
-        for rest in skipped.chunks(NAMES_SHOWN).skip(1) {
-            let names: Vec<&str> = rest.iter().map(|one| one.persistent_volume.as_str()).collect();
-            debug!(
-                reason = reason.as_str(),
-                "volumes left out, more of them: {}",
-                names.join(", ")
-            );
-        }
-        let more = skipped.len().saturating_sub(NAMES_SHOWN);
-        let more = if more > 0 {
-            format!(", and {more} more")
-        } else {
-            String::new()
-        };
-        let (count, reason) = (skipped.len(), reason.as_str());
-        if reason == SkipReason::NotNodeLocal.as_str() {
-            info!(count, reason, "volumes left out: {}{more}", shown.join(", "));
-        } else {
-            warn!(count, reason, "volumes left out: {}{more}", shown.join(", "));
-        }
-    }
-}
-
-fn log_outcomes(report: &Report<'_>) {
-    for (node, outcome) in report.outcomes {
-        match outcome {
-            Outcome::NotMeasured { reason, detail, .. } => {
-                warn!(node, reason = reason.as_str(), "node not measured: {detail}");
-            }
-            Outcome::Measured(Some(summary)) => {
-                for example in &summary.examples {
-                    let (volume, state) = (&example.persistentvolume, &example.state);
-                    warn!(node, persistentvolume = volume, state, "no number: {}", example.detail);
-                }
-            }
-            Outcome::Measured(None) => warn!(node, "the worker ended well, but what it said of its volumes was lost"),
-        }
-    }
-}
-
-fn summarize(report: &Report<'_>) {
-    let coverage = report.coverage();
-    let volumes_measured = coverage
-        .by_state
-        .get(lp_measure::State::Complete.as_str())
-        .copied()
-        .unwrap_or(0);
-    let nodes_measured = report
-        .outcomes
-        .values()
-        .filter(|outcome| matches!(outcome, Outcome::Measured(_)))
-        .count();
-    let (nodes, volumes_planned) = (report.outcomes.len(), report.plan.volumes_planned());
-    let seconds = report.duration.as_secs_f64();
-    let text = format!(
-        "run ended: {volumes_measured} of {volumes_planned} volumes on {nodes_measured} of {nodes} nodes measured in {seconds:.1} s"
-    );
-    // Who looks at warnings only is to see that nodes are missing.
-    macro_rules! summary {
-        ($level:ident) => {
-            $level!(
-                run = report.run.id,
-                nodes_expected = nodes,
-                nodes_measured,
-                volumes_listed = report.plan.volumes_listed(),
-                volumes_planned,
-                volumes_measured,
-                volumes_skipped = report.plan.skipped.len(),
-                seconds,
-                peak_memory_bytes = report.peak_memory_bytes,
-                "{text}"
-            )
-        };
-    }
-    if nodes_measured == nodes {
-        summary!(info);
-    } else {
-        summary!(warn);
-    }
-}
-
-/// Whether every node-local volume has a number.
-fn is_whole(report: &Report<'_>) -> bool {
-    let coverage = report.coverage();
-    let complete = coverage
-        .by_state
-        .get(lp_measure::State::Complete.as_str())
-        .copied()
-        .unwrap_or(0);
-    let none_skipped = report
-        .plan
-        .skipped
-        .iter()
-        .all(|one| one.reason == SkipReason::NotNodeLocal);
-    report.is_complete() && none_skipped && complete == report.plan.volumes_planned() as u64
 }

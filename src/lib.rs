@@ -23,6 +23,7 @@
 //! What acts:
 //! - [`kubernetes`] is the border to the API server: objects in, Jobs out.
 //! - [`pushgateway`] owns the life of what is pushed: grouping keys, requests, and what is retired.
+//! - `run_log` tells people what a run found and did.
 //! - [`confine`] takes from a worker every system call that it does not need.
 
 pub mod cli;
@@ -35,6 +36,7 @@ pub mod kubernetes;
 pub mod measure;
 pub mod metrics;
 pub mod pushgateway;
+mod run_log;
 pub mod summary;
 pub mod text;
 pub mod tracker;

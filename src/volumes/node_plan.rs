@@ -312,6 +312,15 @@ mod tests {
     }
 
     proptest! {
+        /// Who compares the groups of a run compares this number.
+        #[test]
+        fn the_start_of_a_run_comes_back_to_the_bit(started_unix_seconds in 1.6e9..2.6e9_f64) {
+            let mut plan = node_plan(0);
+            plan.run.started_unix_seconds = started_unix_seconds;
+            let read = NodePlan::decode(&plan.encode().expect("it fits")).expect("we wrote it");
+            prop_assert_eq!(read.run.started_unix_seconds.to_bits(), started_unix_seconds.to_bits());
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = NodePlan::decode(&bytes);

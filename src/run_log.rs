@@ -1,0 +1,123 @@
+//! What a run tells people: its plan, what was left without a number, and one line that sums it up.
+
+use std::collections::BTreeMap;
+
+use lp_measure::State;
+use tracing::{debug, info, warn};
+
+use crate::metrics::Report;
+use crate::tracker::Outcome;
+use crate::volumes::plan::Plan;
+use crate::volumes::volume::{SkipReason, Skipped};
+
+/// Names that a line of the log shows.
+const NAMES_SHOWN: usize = 20;
+
+/// Logs the plan: how much there is to do, and what is left out, by reason.
+pub(crate) fn log_plan(plan: &Plan) {
+    info!(
+        volumes_listed = plan.volumes_listed(),
+        volumes_planned = plan.volumes_planned(),
+        nodes = plan.nodes.len(),
+        "planned"
+    );
+    let mut by_reason: BTreeMap<SkipReason, Vec<&Skipped>> = BTreeMap::new();
+    for skipped in &plan.skipped {
+        by_reason.entry(skipped.reason).or_default().push(skipped);
+    }
+    for (reason, skipped) in by_reason {
+        let shown: Vec<String> = skipped
+            .iter()
+            .take(NAMES_SHOWN)
+            .map(|one| format!("{} ({})", one.persistent_volume, one.detail))
+            .collect();
+        for rest in skipped.chunks(NAMES_SHOWN).skip(1) {
+            let names: Vec<&str> = rest.iter().map(|one| one.persistent_volume.as_str()).collect();
+            debug!(
+                reason = reason.as_str(),
+                "volumes left out, more of them: {}",
+                names.join(", ")
+            );
+        }
+        let more = skipped.len().saturating_sub(NAMES_SHOWN);
+        let more = if more > 0 {
+            format!(", and {more} more")
+        } else {
+            String::new()
+        };
+        let (count, reason) = (skipped.len(), reason.as_str());
+        if reason == SkipReason::NotNodeLocal.as_str() {
+            info!(count, reason, "volumes left out: {}{more}", shown.join(", "));
+        } else {
+            warn!(count, reason, "volumes left out: {}{more}", shown.join(", "));
+        }
+    }
+}
+
+/// Logs each node that was not measured, and each volume without a number that its worker named.
+pub(crate) fn log_outcomes(report: &Report<'_>) {
+    for (node, outcome) in report.outcomes {
+        match outcome {
+            Outcome::NotMeasured { reason, detail, .. } => {
+                warn!(node, reason = reason.as_str(), "node not measured: {detail}");
+            }
+            Outcome::Measured(Some(summary)) => {
+                for example in &summary.examples {
+                    let (volume, state) = (&example.persistentvolume, &example.state);
+                    warn!(node, persistentvolume = volume, state, "no number: {}", example.detail);
+                }
+            }
+            Outcome::Measured(None) => warn!(node, "the worker ended well, but what it said of its volumes was lost"),
+        }
+    }
+}
+
+/// Logs the line that sums the run up.
+pub(crate) fn summarize(report: &Report<'_>) {
+    let coverage = report.coverage();
+    let volumes_measured = coverage.by_state.get(State::Complete.as_str()).copied().unwrap_or(0);
+    let nodes_measured = report
+        .outcomes
+        .values()
+        .filter(|outcome| matches!(outcome, Outcome::Measured(_)))
+        .count();
+    let (nodes, volumes_planned) = (report.outcomes.len(), report.plan.volumes_planned());
+    let seconds = report.duration.as_secs_f64();
+    let text = format!(
+        "run ended: {volumes_measured} of {volumes_planned} volumes on {nodes_measured} of {nodes} nodes measured in {seconds:.1} s"
+    );
+    // Who looks at warnings only is to see that nodes are missing.
+    macro_rules! summary {
+        ($level:ident) => {
+            $level!(
+                run = report.run.id,
+                nodes_expected = nodes,
+                nodes_measured,
+                volumes_listed = report.plan.volumes_listed(),
+                volumes_planned,
+                volumes_measured,
+                volumes_skipped = report.plan.skipped.len(),
+                seconds,
+                peak_memory_bytes = report.peak_memory_bytes,
+                "{text}"
+            )
+        };
+    }
+    if nodes_measured == nodes {
+        summary!(info);
+    } else {
+        summary!(warn);
+    }
+}
+
+/// Whether every node-local volume has a number.
+pub(crate) fn is_whole(report: &Report<'_>) -> bool {
+    let coverage = report.coverage();
+    let complete = coverage.by_state.get(State::Complete.as_str()).copied().unwrap_or(0);
+    let none_skipped = report
+        .plan
+        .skipped
+        .iter()
+        .all(|one| one.reason == SkipReason::NotNodeLocal);
+    report.is_complete() && none_skipped && complete == report.plan.volumes_planned() as u64
+}
