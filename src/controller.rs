@@ -481,7 +481,10 @@ impl Session<'_> {
             nodes,
             seen,
             is_complete,
+            failed,
         } = first;
+        // It is told when the run comes to follow what happens.
+        let events = stream::iter(failed.map(Err)).chain(events).boxed();
         let mut skipped: Vec<Skipped> = Vec::new();
         let mut readable = Vec::with_capacity(volumes.len());
         for volume in volumes {
@@ -852,6 +855,8 @@ struct FirstLists {
     seen: Vec<Event>,
     /// Whether every object could be read.
     is_complete: bool,
+    /// Why a watch ended already.
+    failed: Option<ApiError>,
 }
 
 /// Takes events until each of the three watches has told everything that there was.
@@ -860,6 +865,7 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
     let mut seen = Vec::new();
     let (mut nodes_listed, mut jobs_listed, mut pods_listed) = (false, false, false);
     let mut is_complete = true;
+    let mut failed = None;
     let take = async {
         while !(nodes_listed && jobs_listed && pods_listed) {
             match events.next().await {
@@ -874,6 +880,8 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
                     nodes.remove(&name);
                 }
                 Some(Ok(event)) => seen.push(event),
+                // The list before that watch is whole, so the run can still tell what it found, and why it ends.
+                Some(Err(error)) if error.verb == "watch" => failed = Some(error),
                 Some(Err(error)) => return Err(error),
                 None => break,
             }
@@ -895,5 +903,6 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
         nodes: nodes.into_values().collect(),
         seen,
         is_complete,
+        failed,
     })
 }
