@@ -20,6 +20,10 @@ use crate::tree::{Directory, Event, Key, Tree, Volume};
 
 /// Threads that hang, at most; then no more are risked.
 const HANGING_MAX: usize = 64;
+/// Directories that a thread takes at once from many, so that it need not come back for each; …
+const NAMES_AT_ONCE: usize = 16;
+/// … and a list so short is taken whole.
+const NAMES_AT_ONCE_BYTES: usize = 512;
 /// Pieces of large directories that may wait for another thread; more only if there are more threads.
 const PIECES_MAX: usize = 4;
 
@@ -49,11 +53,33 @@ impl Packed {
     pub(crate) fn bytes(&self) -> usize {
         self.0.len()
     }
+
+    /// Where the record that begins here ends.
+    fn end_of(&self, at: usize) -> Option<usize> {
+        let length = self.0.get(at + 8..)?.first_chunk()?;
+        Some(at + 10 + usize::from(u16::from_ne_bytes(*length)))
+    }
 }
 
 impl Names {
     pub(crate) fn new(parent: Arc<Directory>, packed: Packed) -> Names {
         Names { parent, packed, at: 0 }
+    }
+
+    /// Takes some of the names for one thread, and leaves the rest.
+    fn some(&mut self, count: usize) -> Names {
+        let mut end = self.at;
+        for _ in 0..count {
+            let Some(next) = self.packed.end_of(end) else { break };
+            end = next;
+        }
+        let some = Packed(self.packed.0[self.at..end].to_vec());
+        self.at = end;
+        Names::new(self.parent.clone(), some)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.at >= self.packed.0.len()
     }
 }
 
@@ -100,10 +126,8 @@ pub(crate) enum Job {
         volume: Arc<Volume>,
         inside: HashMap<(u64, u64), Arc<Volume>>,
     },
-    Enter {
-        parent: Arc<Directory>,
-        name: CString,
-    },
+    /// Enter some directories that lie in one.
+    Enter(Names),
     GoOn(Arc<Directory>, Arc<OwnedFd>),
     Piece(Piece),
     /// Read this tree in the order of the disk, alone.
@@ -114,7 +138,8 @@ impl Job {
     /// The directory that it is about, if there is one already.
     pub(crate) fn directory(&self) -> Option<&Arc<Directory>> {
         match self {
-            Job::Enter { parent: directory, .. } | Job::GoOn(directory, _) => Some(directory),
+            Job::Enter(names) => Some(&names.parent),
+            Job::GoOn(directory, _) => Some(directory),
             Job::Piece(piece) => Some(&piece.directory),
             Job::Resolve { .. } | Job::Begin { .. } | Job::Sweep(_) => None,
         }
@@ -624,15 +649,12 @@ impl Plan {
         match self.pending.pop()? {
             Pending::Rest(directory, fd) => Some((Job::GoOn(directory, fd), false)),
             Pending::Names(mut names) => {
-                let name = names.next()?.1;
-                let parent = names.parent.clone();
-                if names.packed.0.len() > names.at {
-                    self.pending.push(Pending::Names(names));
-                    return Some((Job::Enter { parent, name }, false));
+                if names.packed.bytes() - names.at <= NAMES_AT_ONCE_BYTES {
+                    return Some((Job::Enter(names), false));
                 }
-                // Never the last hold under this lock: `parent` is another.
-                drop(names);
-                Some((Job::Enter { parent, name }, false))
+                let some = names.some(NAMES_AT_ONCE);
+                self.pending.push(Pending::Names(names));
+                Some((Job::Enter(some), false))
             }
         }
     }

@@ -41,6 +41,8 @@ const NAMES_BYTES_MAX: usize = 128 << 10;
 const CHANGES_MAX: usize = 8;
 /// Entries between two looks at the rate and the pause.
 const STRIDE: u32 = 64;
+/// What is seen in small directories is added up for so many entries at most, for the sake of those who watch.
+const BATCH_ENTRIES_MAX: u64 = 4096;
 /// The supervisor's pulse.
 const TICK: Duration = Duration::from_millis(10);
 /// A thread without a sign of life for this long is taken for hanging. A slow disk answers within it.
@@ -99,6 +101,7 @@ pub fn start(
         at_first,
         began: Instant::now(),
         wake: Condvar::new(),
+        idle: AtomicUsize::new(0),
         paused: AtomicBool::new(false),
         over: AtomicBool::new(false),
         cancelled: AtomicBool::new(false),
@@ -170,6 +173,8 @@ struct Shared {
     schedule: Mutex<Schedule>,
     /// There is work, or no more need to rest.
     wake: Condvar,
+    /// How many threads wait for work, for those that have some.
+    idle: AtomicUsize,
     rate: Mutex<Rate>,
     paused: AtomicBool,
     over: AtomicBool,
@@ -189,6 +194,8 @@ struct Hands {
     slot: Arc<Slot>,
     buffer: Vec<u8>,
     batch: Batch,
+    /// Holds what the batch is about, so that nobody takes it for finished: all of one owner.
+    batch_of: Option<Arc<Directory>>,
     names: Packed,
     outbox: Vec<Pending>,
     /// Entries until the next look at the rate and the pause.
@@ -287,6 +294,7 @@ impl Shared {
             slot,
             buffer: vec![0; BUFFER_BYTES],
             batch: Batch::default(),
+            batch_of: None,
             names: Packed::default(),
             outbox: Vec::new(),
             stride: STRIDE,
@@ -296,7 +304,10 @@ impl Shared {
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.perform(job, &mut hands)));
             if done.is_err() {
                 // What it was about is held until here, so nobody took it for finished.
-                held.iter().for_each(|directory| directory.owner.fail_by_bug());
+                let batch_of = hands.batch_of.take();
+                held.iter()
+                    .chain(&batch_of)
+                    .for_each(|directory| directory.owner.fail_by_bug());
                 (hands.batch, hands.names, hands.buffer) = Default::default();
                 hands.buffer.resize(BUFFER_BYTES, 0);
             }
@@ -307,11 +318,7 @@ impl Shared {
         match job {
             Job::Resolve { target } => self.resolve(target),
             Job::Begin { tree, volume, inside } => self.begin(tree, volume, inside, hands),
-            Job::Enter { parent, name } => {
-                if let Some((directory, fd)) = self.enter(&parent, name, hands) {
-                    self.read(&directory, &fd, hands);
-                }
-            }
+            Job::Enter(names) => self.enter_all(names, hands),
             Job::GoOn(directory, fd) => self.read(&directory, &fd, hands),
             Job::Piece(piece) => self.piece(piece, hands),
             Job::Sweep(tree) => self.sweep(&tree, hands),
@@ -320,6 +327,7 @@ impl Shared {
 
     /// Hands in what was found and waits for something to do; nothing when the thread is not needed any more.
     fn next(&self, hands: &mut Hands) -> Option<Job> {
+        self.settle(hands);
         let mut schedule = self.lock_of(&hands.slot, &self.schedule);
         schedule.put(&mut hands.outbox);
         schedule.done(hands.id);
@@ -341,8 +349,10 @@ impl Shared {
             }
             hands.slot.rest(self.now());
             schedule.idle += 1;
+            self.idle.store(schedule.idle, Relaxed);
             schedule = self.wake.wait(schedule).expect("no panic under this lock");
             schedule.idle -= 1;
+            self.idle.store(schedule.idle, Relaxed);
             hands.slot.work(self.now());
         }
     }
@@ -451,6 +461,19 @@ impl Shared {
         }
     }
 
+    /// Reads directories one by one, until another thread has nothing to do: it gets the rest.
+    fn enter_all(&self, mut names: Names, hands: &mut Hands) {
+        while let Some((_, name)) = names.next() {
+            if let Some((directory, fd)) = self.enter(&names.parent, name, hands) {
+                self.read(&directory, &fd, hands);
+            }
+            if self.idle.load(Relaxed) > 0 && !names.is_empty() {
+                // First, so that what lies deeper is taken before it: little waits then.
+                return hands.outbox.insert(0, Pending::Names(names));
+            }
+        }
+    }
+
     /// Opens a directory and counts it. Nothing if it has gone, is a mount, was here before, or cannot be read.
     fn enter(
         &self,
@@ -461,6 +484,7 @@ impl Shared {
         if !parent.owner.is_live() || self.is_over() || !self.keep_pace(&parent.owner, hands) {
             return None;
         }
+        self.settle_other(&parent.owner, hands);
         let parent_fd = match self.descriptors.of(parent) {
             Ok(fd) => fd,
             // The directory above was moved or replaced meanwhile; what was in it moved along.
@@ -482,6 +506,7 @@ impl Shared {
                     return None;
                 }
                 let directory = Directory::inside(parent, name, &stat);
+                self.settle_other(&directory.owner, hands);
                 hands.batch.directory(used_bytes(&stat));
                 Some((directory, Arc::new(fd)))
             }
@@ -546,7 +571,10 @@ impl Shared {
 
     /// Accounts for memory, and gives up volumes for which there is none. A set may also shrink, into a better form.
     fn remember(&self, before_bytes: usize, after_bytes: usize, owner: &Volume) {
-        if after_bytes <= before_bytes {
+        if after_bytes == before_bytes {
+            return;
+        }
+        if after_bytes < before_bytes {
             self.remembered_bytes.fetch_sub(before_bytes - after_bytes, Relaxed);
             return;
         }
@@ -593,7 +621,7 @@ impl Shared {
                 break true;
             }
         };
-        self.hand_out(directory, hands);
+        self.hand_out_later(directory, hands);
         if is_left {
             hands.outbox.push(Pending::Rest(directory.clone(), fd.clone()));
         }
@@ -612,7 +640,7 @@ impl Shared {
 
     fn piece(&self, piece: Piece, hands: &mut Hands) {
         self.look_through(&piece.directory, piece.fd.as_fd(), &piece.buffer[..piece.filled], hands);
-        self.hand_out(&piece.directory, hands);
+        self.hand_out_later(&piece.directory, hands);
         self.queue_names(&piece.directory, &piece.fd, hands);
         self.lock_of(&hands.slot, &self.schedule).take_back(piece.buffer);
     }
@@ -703,6 +731,31 @@ impl Shared {
             hands.slot.rest(self.now());
             std::thread::sleep(if is_paused { TICK } else { left.min(NAP) });
             hands.slot.work(self.now());
+        }
+    }
+
+    /// Adds what was seen in a directory to the volumes that own it, with what is seen in the next ones: small directories
+    /// would keep the threads busy with each other's locks.
+    fn hand_out_later(&self, directory: &Arc<Directory>, hands: &mut Hands) {
+        if directory.tree.top > 0 || hands.batch.entries > BATCH_ENTRIES_MAX {
+            hands.batch_of = None;
+            self.hand_out(directory, hands);
+        } else if hands.batch.entries > 0 && hands.batch_of.is_none() {
+            hands.batch_of = Some(directory.clone());
+        }
+    }
+
+    /// Adds what was put off.
+    fn settle(&self, hands: &mut Hands) {
+        if let Some(directory) = hands.batch_of.take() {
+            self.hand_out(&directory, hands);
+        }
+    }
+
+    /// Adds what was put off if it is another owner's than what comes next.
+    fn settle_other(&self, owner: &Arc<Volume>, hands: &mut Hands) {
+        if hands.batch_of.as_ref().is_some_and(|of| !Arc::ptr_eq(&of.owner, owner)) {
+            self.settle(hands);
         }
     }
 
