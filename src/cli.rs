@@ -214,7 +214,7 @@ pub struct MeasureArguments {
     pub top: usize,
 
     /// The time for all paths together; what is not done then has no number
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_budget)]
     pub time_budget: Option<Duration>,
 
     #[command(flatten)]
@@ -249,7 +249,7 @@ pub struct PaceArguments {
     pub entries_per_second: Option<u64>,
 
     /// The time for each volume; one that is not done then has no number [default: none]
-    #[arg(long, env = "LP_EXPORTER_VOLUME_BUDGET", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "LP_EXPORTER_VOLUME_BUDGET", value_name = "DURATION", value_parser = parse_budget)]
     pub volume_budget: Option<Duration>,
 
     /// Run in the idle I/O class and at the lowest processor priority [default: measure false, worker true]
@@ -282,6 +282,14 @@ const THREADS_MAX: usize = 64;
 fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
     text.parse::<NonZeroUsize>()
         .map_err(|_| "it has to be a whole number of at least 1".to_owned())
+}
+
+fn parse_budget(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("in no time nothing can be measured".to_owned()),
+        Ok(budget) => Ok(budget),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {

@@ -24,6 +24,8 @@ const HANGING_MAX: usize = 64;
 const NAMES_AT_ONCE: usize = 16;
 /// … and a list so short is taken whole.
 const NAMES_AT_ONCE_BYTES: usize = 512;
+/// No tree steps back before this: what it has in memory waits meanwhile.
+const SHARE_LEAST: Duration = Duration::from_secs(2);
 /// Pieces of large directories that may wait for another thread; more only if there are more threads.
 const PIECES_MAX: usize = 4;
 
@@ -330,7 +332,8 @@ impl Schedule {
         buffer: &mut Vec<u8>,
         filled: usize,
     ) -> bool {
-        if self.running < 2 || self.pieces.len() >= PIECES_MAX.max(self.running) {
+        let steps_back = directory.tree.steps_back.load(Relaxed);
+        if steps_back || self.running < 2 || self.pieces.len() >= PIECES_MAX.max(self.running) {
             return false;
         }
         let empty = self.spare_buffers.pop().unwrap_or_else(|| vec![0; buffer.len()]);
@@ -380,21 +383,14 @@ impl Schedule {
     }
 
     fn choose(&mut self) -> Option<(Job, Doing)> {
-        let walking = |tree| Doing::Walking { tree, sweeping: false };
-        let trees = &self.trees;
-        let piece = self
-            .pieces
-            .iter()
-            .position(|piece| trees[piece.directory.tree.id].hanging == 0);
-        if let Some(piece) = piece.and_then(|place| self.pieces.remove(place)) {
-            let tree = piece.directory.tree.id;
-            return Some((Job::Piece(piece), walking(tree)));
+        if let Some(found) = self.choose_piece(false) {
+            return Some(found);
         }
         if let Some(target) = self.to_resolve.pop_front() {
             self.resolving += 1;
             return Some((Job::Resolve { target }, Doing::Resolving(target)));
         }
-        if let Some(found) = self.choose_tree(false) {
+        if let Some(found) = self.choose_tree(false).or_else(|| self.choose_piece(true)) {
             return Some(found);
         }
         let is_at_risk = |worker: &Worker| match worker.doing {
@@ -415,16 +411,53 @@ impl Schedule {
         Some((Job::Resolve { target }, Doing::Resolving(target)))
     }
 
+    /// A part of a large directory that another thread left.
+    fn choose_piece(&mut self, steps_back: bool) -> Option<(Job, Doing)> {
+        let trees = &self.trees;
+        let is_ready = |piece: &Piece| {
+            let plan = &trees[piece.directory.tree.id];
+            plan.hanging == 0 && plan.steps_back() == steps_back
+        };
+        let place = self.pieces.iter().position(is_ready)?;
+        let piece = self.pieces.remove(place)?;
+        let tree = piece.directory.tree.id;
+        Some((Job::Piece(piece), Doing::Walking { tree, sweeping: false }))
+    }
+
     fn choose_tree(&mut self, risky: bool) -> Option<(Job, Doing)> {
+        self.go_on(risky, false)
+            .or_else(|| self.begin_tree(risky))
+            .or_else(|| self.go_on(risky, true))
+    }
+
+    /// More of a tree that was begun.
+    fn go_on(&mut self, risky: bool, steps_back: bool) -> Option<(Job, Doing)> {
         for place in 0..self.active.len() {
             let id = self.active[place];
-            if self.is_risky(id) != risky {
+            if self.is_risky(id) != risky || self.trees[id].steps_back() != steps_back {
                 continue;
             }
             if let Some((job, sweeping)) = self.trees[id].take() {
                 return Some((job, Doing::Walking { tree: id, sweeping }));
             }
         }
+        None
+    }
+
+    /// Shares the time that is left among the trees that are left: one that had its share steps back until each of the
+    /// others had a turn. Nothing of it is lost, and it goes on when there is time.
+    pub(crate) fn share(&mut self, left: Duration) {
+        let count = u32::try_from(self.active.len() + self.waiting.len()).unwrap_or(u32::MAX);
+        let share = (left / count.max(1)).max(SHARE_LEAST);
+        for tree in self.active_trees() {
+            let began = self.volumes[self.trees[tree.id].volume].began.get();
+            let had_its_share = began.is_some_and(|began| began.elapsed() > share);
+            tree.steps_back
+                .store(!self.waiting.is_empty() && had_its_share, Relaxed);
+        }
+    }
+
+    fn begin_tree(&mut self, risky: bool) -> Option<(Job, Doing)> {
         let place = self.waiting.iter().position(|id| self.is_risky(*id) == risky)?;
         let id = self.waiting.remove(place)?;
         self.active.push(id);
@@ -638,6 +671,10 @@ impl Schedule {
 }
 
 impl Plan {
+    fn steps_back(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.steps_back.load(Relaxed))
+    }
+
     fn take(&mut self) -> Option<(Job, bool)> {
         if self.hanging > 0 || self.is_swept {
             return None;

@@ -139,6 +139,8 @@ pub(crate) struct Tree {
     pub(crate) rotating: bool,
     /// Read it in the order of the disk.
     pub(crate) sweep: AtomicBool,
+    /// It had its share of the time: those that have not begun come first.
+    pub(crate) steps_back: AtomicBool,
     /// The directories that were entered: a directory that is moved while we read is met twice.
     pub(crate) entered: Mutex<Seen>,
     pub(crate) descriptors: Arc<Descriptors>,
@@ -451,6 +453,7 @@ mod tests {
                 inside: HashMap::new(),
                 rotating: false,
                 sweep: AtomicBool::new(false),
+                steps_back: AtomicBool::new(false),
                 entered: Mutex::new(Seen::default()),
                 descriptors: Arc::new(Descriptors::new(Opener::find(), None)),
                 top: 0,

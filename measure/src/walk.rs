@@ -435,6 +435,7 @@ impl Shared {
             inside,
             rotating,
             sweep: AtomicBool::new(rotating),
+            steps_back: AtomicBool::new(false),
             entered: Mutex::new(crate::links::Seen::default()),
             descriptors: self.descriptors.clone(),
             top: self.config.top_directories,
@@ -461,13 +462,14 @@ impl Shared {
         }
     }
 
-    /// Reads directories one by one, until another thread has nothing to do: it gets the rest.
+    /// Reads directories one by one, until another thread has nothing to do, or another tree comes first.
     fn enter_all(&self, mut names: Names, hands: &mut Hands) {
         while let Some((_, name)) = names.next() {
             if let Some((directory, fd)) = self.enter(&names.parent, name, hands) {
                 self.read(&directory, &fd, hands);
             }
-            if self.idle.load(Relaxed) > 0 && !names.is_empty() {
+            let is_wanted = self.idle.load(Relaxed) > 0 || names.parent.tree.steps_back.load(Relaxed);
+            if is_wanted && !names.is_empty() {
                 // First, so that what lies deeper is taken before it: little waits then.
                 return hands.outbox.insert(0, Pending::Names(names));
             }
@@ -617,7 +619,7 @@ impl Shared {
             let buffer = std::mem::take(&mut hands.buffer);
             self.look_through(directory, fd.as_fd(), &buffer[..filled], hands);
             hands.buffer = buffer;
-            if hands.names.bytes() > NAMES_BYTES_MAX {
+            if hands.names.bytes() > NAMES_BYTES_MAX || directory.tree.steps_back.load(Relaxed) {
                 break true;
             }
         };
@@ -1088,7 +1090,7 @@ impl Supervisor<'_> {
             return self.end_all(State::Cancelled, "the measuring was ended early");
         }
         if config.total_budget.is_some_and(|budget| now >= budget) {
-            return self.end_all(State::Timeout, "the time for all volumes together was up");
+            return self.end_all(State::Timeout, "the time for all together was up");
         }
         if let Some(budget) = config.volume_budget {
             self.end_late_volumes(budget);
@@ -1097,6 +1099,9 @@ impl Supervisor<'_> {
         {
             let mut schedule = self.shared.lock();
             let has_changed = schedule.watch(now, PATIENCE);
+            if let Some(budget) = config.total_budget {
+                schedule.share(budget.saturating_sub(now));
+            }
             self.adapt(&mut schedule, elapsed);
             if has_changed || schedule.running > schedule.wanted {
                 self.shared.wake.notify_all();
@@ -1113,7 +1118,7 @@ impl Supervisor<'_> {
             if is_running && volume.began.get().is_some_and(|began| began.elapsed() >= budget) {
                 volume
                     .tally()
-                    .end(State::Timeout, Some("the time for one volume was up".to_owned()));
+                    .end(State::Timeout, Some("the time for each one was up".to_owned()));
                 self.finish(&volume);
             }
         }

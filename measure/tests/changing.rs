@@ -240,7 +240,7 @@ fn a_volume_that_is_removed_meanwhile_is_missing() {
     let base = tempfile::tempdir().unwrap();
     let volume = base.path().join("volume");
     fs::create_dir(&volume).unwrap();
-    for number in 0..300 {
+    for number in 0..1000 {
         File::create(volume.join(number.to_string())).unwrap();
     }
     let (sender, receiver) = std::sync::mpsc::channel();

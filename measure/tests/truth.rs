@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use common::{assert_like_du, du, inside, run, walk, whole};
 use lp_measure::{Config, Measurement, State, Target, measure};
@@ -310,6 +311,40 @@ fn budgets_and_cancelling_leave_states_and_never_a_part() {
     });
     running.cancel();
     assert_eq!(receiver.recv().unwrap().state, State::Cancelled);
+}
+
+/// The largest comes first, and its time alone is more than half of what there is: in one directory, or in many.
+#[test]
+fn one_large_volume_leaves_the_others_their_time() {
+    for directories in [1, 40] {
+        let base = tempfile::tempdir().unwrap();
+        for number in 0..20_000 {
+            let directory = base.path().join(format!("0 large/{}", number % directories));
+            if number < directories {
+                fs::create_dir_all(&directory).unwrap();
+            }
+            File::create(directory.join(number.to_string())).unwrap();
+        }
+        for volume in 1..=10 {
+            let directory = base.path().join(volume.to_string());
+            fs::create_dir(&directory).unwrap();
+            (0..99).for_each(|file| drop(File::create(directory.join(file.to_string())).unwrap()));
+        }
+        let mut names = vec!["0 large".to_owned()];
+        names.extend((1..=10).map(|volume| volume.to_string()));
+        for (seconds, large) in [(4, State::Timeout), (60, State::Complete)] {
+            let config = Config {
+                entries_per_second: 4000,
+                total_budget: Some(Duration::from_secs(seconds)),
+                ..Config::full_speed()
+            };
+            let targets = names.iter().map(|name| inside(base.path(), name)).collect();
+            let states: Vec<State> = measure(targets, config).iter().map(|found| found.state).collect();
+            let mut expected = vec![State::Complete; 11];
+            expected[0] = large;
+            assert_eq!(states, expected, "{directories} directories, {seconds} s");
+        }
+    }
 }
 
 #[test]
