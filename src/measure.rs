@@ -142,6 +142,9 @@ fn place_of(path: &Path) -> Result<PathBuf, (State, String)> {
         return Err((State::Missing, "the path is empty".to_owned()));
     }
     let place = path.canonicalize().map_err(|error| {
+        if error.raw_os_error() == Some(libc::ELOOP) {
+            return (State::NotADirectory, "its symbolic links lead in a circle".to_owned());
+        }
         let state = match error.kind() {
             io::ErrorKind::NotFound => State::Missing,
             io::ErrorKind::NotADirectory => State::NotADirectory,

@@ -61,6 +61,7 @@ fn bad_input_is_told_and_costs_nothing_else() {
         ("./good/../good", 0, &["complete"], &[]),
         ("link", 0, &["complete"], &["link", "good"]),
         ("dangling good", 3, &["missing", "complete"], &["dangling"]),
+        ("round good", 3, &["not_a_directory", "complete"], &["lead in a circle"]),
         ("good good", 0, &["complete"], &["good is given 2 times"]),
         ("--threads 0 good", 2, &[], &["--threads", "1 to 64"]),
         ("--threads 65 good", 2, &[], &["--threads", "64"]),
