@@ -33,8 +33,8 @@ use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
 use crate::kubernetes::lease::{self, Claimed, Holder};
 use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
-use crate::pushgateway::group;
-use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
+use crate::pushgateway::group::{self, NODE_LABEL};
+use crate::pushgateway::{Group, GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
@@ -536,7 +536,8 @@ impl Session<'_> {
             starting: FuturesUnordered::new(),
             deleting,
         };
-        let new_worker = |start: Start| self.new_worker(plan, image, deadlines, start);
+        let timed_out = self.timed_out_volumes(&tracker).await;
+        let new_worker = |start: Start| self.new_worker(plan, image, deadlines, &timed_out, start);
         let ended = self
             .follow(&mut tracker, events, &mut requests, deadlines, new_worker)
             .await;
@@ -554,6 +555,29 @@ impl Session<'_> {
             warn!("not every Job could be deleted in time; the next run deletes what is left");
         }
         (tracker.outcomes(), ended)
+    }
+
+    /// The volumes that had no number for want of time, by node; asked for only where a worker of an earlier run is still
+    /// there: most likely one of them holds it.
+    async fn timed_out_volumes(&self, tracker: &Tracker) -> BTreeMap<String, BTreeSet<String>> {
+        if tracker.earlier_workers().next().is_none() {
+            return BTreeMap::new();
+        }
+        let groups = match self.config.pushgateway.groups(PUSH_BUDGET).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                warn!("{error}; what hangs on nodes whose earlier workers do not end is not known");
+                return BTreeMap::new();
+            }
+        };
+        let of_node = |group: Group| {
+            let node = group.labels.get(NODE_LABEL)?.clone();
+            let is_ours =
+                GroupingKey::from_labels(&group.labels)? == GroupingKey::for_node(&node, &self.config.grouping_labels);
+            let volumes: BTreeSet<String> = group.timed_out_volumes.into_iter().collect();
+            (is_ours && !volumes.is_empty()).then_some((node, volumes))
+        };
+        groups.into_iter().filter_map(of_node).collect()
     }
 
     /// Carries out what the tracker wants, and tells it what is seen, until each node's turn has ended.
@@ -660,6 +684,7 @@ impl Session<'_> {
         plan: &Plan,
         image: &str,
         deadlines: &Deadlines,
+        timed_out: &BTreeMap<String, BTreeSet<String>>,
         start: Start,
     ) -> Result<NewWorker, (String, NodeReason, String)> {
         let Start {
@@ -667,6 +692,7 @@ impl Session<'_> {
             attempt,
             disk_pressure,
             unavailable_bases,
+            beside,
         } = start;
         let Some(planned) = plan.nodes.iter().find(|planned| planned.name == node) else {
             unreachable!("the tracker knows the nodes of the plan only")
@@ -680,7 +706,23 @@ impl Session<'_> {
             return Err((node, NodeReason::TimedOut, detail));
         }
         let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
+        let mut node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
+        if let Some(pod) = beside {
+            let Some(volumes) = timed_out.get(&node) else {
+                let detail = format!(
+                    "the pod {pod} of an earlier run does not end, and the Pushgateway does not tell which volume it waits \
+                     for; a disk of the node may hang"
+                );
+                return Err((node, NodeReason::EarlierWorkerHangs, detail));
+            };
+            warn!(
+                node,
+                "the pod {pod} of an earlier run does not end; one more worker leaves alone what had no number for want \
+                 of time: volumes {}",
+                volumes.len()
+            );
+            node_plan.leave_alone(volumes);
+        }
         let compressed = match node_plan.encode() {
             Ok(compressed) => compressed,
             Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),

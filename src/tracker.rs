@@ -13,6 +13,9 @@ use crate::volumes::volume::{Node, NodeReason};
 /// How long workers of earlier runs may take to end after their Jobs were deleted: their grace period and a little more.
 const EARLIER_WORKER_PATIENCE: Duration = Duration::from_secs(25);
 
+/// So many workers that do not end are left on a node; no further one is sent there.
+const HANGING_WORKERS_MAX: usize = 2;
+
 /// How long the end of a pod may come after that of its Job.
 const POD_END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -155,6 +158,8 @@ pub struct Start {
     pub disk_pressure: bool,
     /// Base directories that cannot be mounted there.
     pub unavailable_bases: Vec<String>,
+    /// The pod of an earlier run that does not end, because a disk hangs: what it did not measure is to be left alone.
+    pub beside: Option<String>,
 }
 
 /// A node that is to be measured.
@@ -454,19 +459,20 @@ impl Tracker {
     }
 
     fn start(&mut self, name: &str, elapsed: Duration) -> Option<Action> {
-        let earlier = self.earlier_worker_on(name).map(|pod| pod.name.clone());
+        let earlier: Vec<String> = self.earlier_workers_on(name).map(|pod| pod.name.clone()).collect();
+        let was_given_time = elapsed.saturating_sub(self.cleaned_up) > EARLIER_WORKER_PATIENCE;
         let track = self.nodes.get_mut(name).filter(|track| track.state == State::Waiting)?;
-        if let Some(pod) = earlier {
-            // Two at once could overwrite newer numbers with older ones, and would read the same disk.
-            if elapsed.saturating_sub(self.cleaned_up) > EARLIER_WORKER_PATIENCE {
-                let detail = format!("the pod {pod} of an earlier run does not end; a disk of the node may hang");
-                let reason = NodeReason::EarlierWorkerHangs;
-                track.state = State::Ended(Outcome::NotMeasured {
-                    reason,
-                    detail,
-                    summary: None,
-                });
-            }
+        // A worker that was killed and does not end is held by the kernel, and pushes no more. Any other one could overwrite
+        // newer numbers with older ones, and would read the same disk.
+        if !earlier.is_empty() && !was_given_time {
+            return None;
+        }
+        if earlier.len() >= HANGING_WORKERS_MAX {
+            let detail = format!(
+                "the pods {} of earlier runs do not end; disks of the node may hang",
+                earlier.join(" and ")
+            );
+            track.state = State::Ended(not_measured(NodeReason::EarlierWorkerHangs, detail));
             return None;
         }
         track.state = State::Starting;
@@ -478,16 +484,21 @@ impl Tracker {
             attempt: track.attempt,
             disk_pressure: track.disk_pressure,
             unavailable_bases: track.unavailable_bases.clone(),
+            beside: earlier.into_iter().next(),
         }))
     }
 
-    /// A pod of an earlier run that may still be at work on the node.
-    fn earlier_worker_on(&self, node: &str) -> Option<&WorkerPod> {
-        self.pods.values().find(|pod| {
-            pod.run != self.run_id
-                && pod.node.as_deref() == Some(node)
-                && matches!(pod.phase, PodPhase::Pending | PodPhase::Running)
-        })
+    /// The pods of earlier runs that may still be at work on a node.
+    fn earlier_workers_on(&self, node: &str) -> impl Iterator<Item = &WorkerPod> {
+        self.earlier_workers()
+            .filter(move |pod| pod.node.as_deref() == Some(node))
+    }
+
+    /// The pods of earlier runs that may still be at work.
+    pub fn earlier_workers(&self) -> impl Iterator<Item = &WorkerPod> {
+        self.pods
+            .values()
+            .filter(|pod| pod.run != self.run_id && matches!(pod.phase, PodPhase::Pending | PodPhase::Running))
     }
 
     /// Brings a node's state up to date; deletes its Job if its turn ends while that is still at work.
@@ -980,6 +991,7 @@ mod tests {
             attempt: 2,
             disk_pressure: false,
             unavailable_bases: vec!["/data/inner".to_owned()],
+            beside: None,
         });
         assert!(actions.contains(&expected), "{actions:?}");
         // The next one fails for the other base, and then nothing is left to leave out.
@@ -1079,7 +1091,7 @@ mod tests {
     }
 
     #[test]
-    fn no_second_worker_beside_one_that_hangs() {
+    fn one_more_worker_beside_one_that_hangs_and_never_a_third() {
         let mut tracker = tracker(50, &["a", "b"]);
         tracker.see(Event::Pod(pod("earlier", "earlier-run", "a")));
         assert_eq!(starts(&tracker.step(seconds(1))), ["b"]);
@@ -1094,8 +1106,18 @@ mod tests {
         hangs.clean_up(seconds(60));
         hangs.step(seconds(84));
         assert!(!hangs.is_done());
-        hangs.step(seconds(86));
-        assert!(told(hangs).starts_with("earlier_worker_hangs: the pod earlier-pod"));
+        let Some(Action::Start(start)) = hangs.step(seconds(86)).pop() else {
+            panic!("one more worker is started")
+        };
+        assert_eq!(start.beside.as_deref(), Some("earlier-pod"));
+
+        let mut hangs = self::tracker(50, &["a"]);
+        for earlier in ["earlier", "later"] {
+            hangs.see(Event::Pod(pod(earlier, "earlier-run", "a")));
+        }
+        hangs.clean_up(seconds(60));
+        assert!(hangs.step(seconds(86)).is_empty());
+        assert!(told(hangs).starts_with("earlier_worker_hangs: the pods earlier-pod and later-pod"));
     }
 
     #[test]

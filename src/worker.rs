@@ -221,6 +221,14 @@ async fn measure(
     let mut volume_of_target = Vec::new();
     for (index, volume) in plan.volumes.iter().enumerate() {
         let base = &plan.bases[volume.base];
+        if volume.left_alone {
+            let detail = "not touched: an earlier worker had no answer for it in time, and does not end";
+            results.push(Some(Measurement::without_number(
+                State::Timeout,
+                Some(detail.to_owned()),
+            )));
+            continue;
+        }
         match (&base.mounted_at, beneath(&base.path, &volume.path)) {
             (Some(mounted_at), Some(relative)) => {
                 targets.push(Target {

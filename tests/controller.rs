@@ -364,6 +364,7 @@ const LONGEST_NODE: &str = "a-node-whose-name-is-as-long-as-a-name-can-be.rack-0
 const USED: &str = "local_volume_stats_used_bytes";
 const CAPACITY: &str = "local_volume_stats_capacity_bytes";
 const SKIPPED: &str = "lp_exporter_volumes_skipped";
+const SCAN_STATE: &str = "local_volume_scan_state";
 const NOT_MEASURED: &str = "lp_exporter_node_not_measured";
 const MEASURED: &str = "lp_exporter_node_measured";
 const LISTED: &str = "lp_exporter_volumes_listed";
@@ -1133,25 +1134,10 @@ scenarios! {
         ..WELL
     };
 
-    /// A pod of an earlier run does not end: no second one is started beside it.
+    /// A pod of an earlier run does not end, and nobody knows what it waits for: no second one is started beside it.
     a_node_whose_earlier_worker_hangs_is_told: Case {
-        prepare: |stage| {
-            leave_job(stage, "left-hanging", "node-2", None, "2026-01-01T00:00:00Z");
-            stage.server.put(json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {
-                    "name": "left-hanging-x7k20", "namespace": NAMESPACE, "labels": worker_labels(),
-                    "finalizers": ["stand-in/never-ends"],
-                    "ownerReferences": [{
-                        "apiVersion": "batch/v1", "kind": "Job", "name": "left-hanging", "uid": "uid-of-left-hanging",
-                        "controller": true,
-                    }],
-                },
-                "spec": {"nodeName": "node-2", "containers": []},
-                "status": {"phase": "Running"},
-            }));
-        },
-        says: &["node-2", "earlier_worker_hangs", "left-hanging-x7k20"],
+        prepare: |stage| leave_hanging(stage, "left-hanging"),
+        says: &["node-2", "earlier_worker_hangs", "left-hanging-pod"],
         samples: &[
             (NOT_MEASURED, &[("node", "node-2"), ("reason", "earlier_worker_hangs")], Some(1.0)),
             (USED, &[("node", "node-1")], Some(8192.0)),
@@ -1159,6 +1145,68 @@ scenarios! {
         jobs_made: Some(&["node-1", "node-3"]),
         ..WELL
     };
+
+    /// What it waits for stands on the Pushgateway: one more worker leaves that alone.
+    one_more_worker_leaves_alone_what_hangs: Case {
+        prepare: |stage| {
+            leave_hanging(stage, "left-hanging");
+            tell_timed_out(stage);
+        },
+        says: &["node-2", "left-hanging-pod", "not touched"],
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "other"), ("node", "node-2")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "data-1")], None),
+            (SCAN_STATE, &[("persistentvolumeclaim", "data-1"), ("state", "timeout")], Some(1.0)),
+            (MEASURED, &[("node", "node-2")], Some(1.0)),
+        ],
+        jobs_made: Some(ALL),
+        ..WELL
+    };
+
+    /// But never a third.
+    two_workers_that_hang_are_enough: Case {
+        prepare: |stage| {
+            leave_hanging(stage, "left-hanging");
+            leave_hanging(stage, "left-hanging-too");
+            tell_timed_out(stage);
+        },
+        says: &["earlier_worker_hangs", "left-hanging-pod and left-hanging-too-pod"],
+        samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "earlier_worker_hangs")], Some(1.0))],
+        jobs_made: Some(&["node-1", "node-3"]),
+        ..WELL
+    };
+}
+
+/// A worker of an earlier run on node-2 that does not end.
+fn leave_hanging(stage: &mut Stage, job: &str) {
+    leave_job(stage, job, "node-2", None, "2026-01-01T00:00:00Z");
+    stage.server.put(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": format!("{job}-pod"), "namespace": NAMESPACE, "labels": worker_labels(),
+            "finalizers": ["stand-in/never-ends"],
+            "ownerReferences": [{
+                "apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": format!("uid-of-{job}"),
+                "controller": true,
+            }],
+        },
+        "spec": {"nodeName": "node-2", "containers": []},
+        "status": {"phase": "Running"},
+    }));
+}
+
+/// What an earlier worker of node-2 pushed before it could not end, and a volume that it had measured.
+fn tell_timed_out(stage: &mut Stage) {
+    let hangs = Volume::local_path_data1("node-2", "shop", "data-1", "5G").persistentvolume;
+    stage.add(&Volume::local_path_data1("node-2", "shop", "other", "1G"));
+    stage.gateway.push(
+        "job/lp-exporter-job/node/node-2",
+        &format!(
+            "# TYPE local_volume_scan_state gauge\n\
+             local_volume_scan_state{{persistentvolume=\"{hangs}\",state=\"timeout\",method=\"\"}} 1\n\
+             local_volume_scan_state{{persistentvolume=\"another\",state=\"complete\",method=\"walk\"}} 1\n"
+        ),
+    );
 }
 
 fn hold_lease(stage: &Stage, holder: &str) {

@@ -289,6 +289,7 @@ async fn the_static_program_pushes_from_an_empty_root() {
             storageclass: String::new(),
             path: "/data/volume".to_owned(),
             base: 0,
+            left_alone: false,
         }],
     };
     std::fs::write(root.path().join("plan"), plan.encode().expect("a small plan")).expect("a file");

@@ -18,6 +18,8 @@ pub struct Group {
     /// When it was last pushed, by the server's clock, in seconds since 1970; 0 if no push was ever accepted: the
     /// server then made the group only to say that one failed.
     pub push_time_seconds: f64,
+    /// The PersistentVolumes that a worker said it had no time for: on a disk that hangs, above all.
+    pub timed_out_volumes: Vec<String>,
 }
 
 /// The groups in a reply.
@@ -43,6 +45,8 @@ struct Reply {
 struct ListedGroup {
     labels: Labels,
     push_time_seconds: Option<PushTime>,
+    #[serde(default, rename = "local_volume_scan_state")]
+    scan_states: TimedOut,
 }
 
 impl ListedGroup {
@@ -56,6 +60,7 @@ impl ListedGroup {
         Some(Group {
             labels: self.labels.0?,
             push_time_seconds,
+            timed_out_volumes: self.scan_states.metrics.0,
         })
     }
 }
@@ -68,6 +73,55 @@ struct PushTime {
 #[derive(serde::Deserialize)]
 struct Sample {
     value: String,
+}
+
+/// The family of the states, of which most are complete and not kept.
+#[derive(Default, serde::Deserialize)]
+struct TimedOut {
+    metrics: TimedOutVolumes,
+}
+
+#[derive(Default)]
+struct TimedOutVolumes(Vec<String>);
+
+#[derive(serde::Deserialize)]
+struct StateSample {
+    #[serde(default)]
+    labels: StateLabels,
+}
+
+#[derive(Default, serde::Deserialize)]
+struct StateLabels {
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    persistentvolume: String,
+}
+
+impl<'de> Deserialize<'de> for TimedOutVolumes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(TimedOutVisitor)
+    }
+}
+
+struct TimedOutVisitor;
+
+impl<'de> Visitor<'de> for TimedOutVisitor {
+    type Value = TimedOutVolumes;
+
+    fn expecting(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of samples")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut samples: A) -> Result<TimedOutVolumes, A::Error> {
+        let mut volumes = Vec::new();
+        while let Some(StateSample { labels }) = samples.next_element()? {
+            if labels.state == lp_measure::State::Timeout.as_str() {
+                volumes.push(labels.persistentvolume);
+            }
+        }
+        Ok(TimedOutVolumes(volumes))
+    }
 }
 
 /// Label names and values, or none if something else stands in their place.
@@ -168,6 +222,22 @@ mod tests {
         check(r#"{"status":"success","data":[]}"#, Ok(&[]));
         check(r#"{"status":"success"}"#, Ok(&[]));
         check(r#"{"status":"success","data":null}"#, Ok(&[]));
+    }
+
+    #[test]
+    fn keeps_the_volumes_that_timed_out() {
+        let sample = |state: &str, volume: &str| {
+            format!(r#"{{"labels":{{"node":"n","state":"{state}","persistentvolume":"{volume}"}},"value":"1"}}"#)
+        };
+        let reply = format!(
+            r#"{{"status":"success","data":[{{"labels":{{"job":"a"}},"local_volume_scan_state":
+               {{"type":"GAUGE","metrics":[{},{},{},{{"value":"1"}}]}}}}]}}"#,
+            sample("complete", "well"),
+            sample("timeout", "hangs"),
+            sample("io_error", "broken")
+        );
+        let groups = read_groups(reply.as_bytes()).expect("it is a list");
+        assert_eq!(groups[0].timed_out_volumes, ["hangs"]);
     }
 
     #[test]

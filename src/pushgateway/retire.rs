@@ -40,6 +40,7 @@ mod tests {
         Group {
             labels,
             push_time_seconds: 1.0,
+            timed_out_volumes: Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! It is JSON, compressed with gzip, and carries its version, because an upgrade in mid-run can give a worker of one release
 //! the plan of another: such a worker says so and ends ([`ReadError::Version`]).
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
 use flate2::Compression;
@@ -76,6 +77,9 @@ pub struct PlannedVolume {
     pub path: String,
     /// The base directory that it lies below: an index into [`NodePlan::bases`].
     pub base: usize,
+    /// Not to be touched, because a worker of an earlier run hangs on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_alone: bool,
 }
 
 impl PlannedVolume {
@@ -174,6 +178,13 @@ impl NodePlan {
         Ok(bytes)
     }
 
+    /// Lets the worker leave these PersistentVolumes alone.
+    pub fn leave_alone(&mut self, persistent_volumes: &BTreeSet<String>) {
+        for volume in &mut self.volumes {
+            volume.left_alone = persistent_volumes.contains(&volume.persistentvolume);
+        }
+    }
+
     /// Reads a plan that [`NodePlan::encode`] wrote.
     ///
     /// # Errors
@@ -231,6 +242,7 @@ mod tests {
                     index % 100
                 ),
                 base: 0,
+                left_alone: false,
             }
         };
         NodePlan {

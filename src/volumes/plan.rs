@@ -209,6 +209,7 @@ impl PlannedNode {
                 storageclass: volume.storage_class.clone(),
                 path: volume.path.clone(),
                 base,
+                left_alone: false,
             });
         }
         NodePlan {

@@ -54,7 +54,7 @@ pub struct Group {
     pub families: BTreeMap<String, Family>,
     pub push_time_seconds: f64,
     pub push_failure_time_seconds: f64,
-    /// How often this group was pushed since it was made or deleted.
+    /// How often this group was pushed since it was made or deleted, [`Pushgateway::push`] aside.
     pub pushes: u32,
 }
 
@@ -138,7 +138,11 @@ impl Pushgateway {
     pub fn push(&self, key: &str, body: &str) {
         let key = grouping_key(key).expect("the key is well-formed");
         let families = parse(body).expect("the body is well-formed");
-        self.world().push(key, families, true).expect("it is consistent");
+        let mut world = self.world();
+        world.push(key.clone(), families, true).expect("it is consistent");
+        if let Some(group) = world.groups.get_mut(&key) {
+            group.pushes = 0;
+        }
     }
 
     /// Loses every group, as a server without persistence does that is replaced.
