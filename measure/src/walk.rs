@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setpriority_process};
 
 use crate::mounts::{self, Mount, MountId};
-use crate::open::{Opener, file_type, state_of_place};
+use crate::open::{Opener, cause_at_place, file_type, state_of_place};
 use crate::pace::{self, Pressure, Rate, Share, Times};
 use crate::schedule::{Job, Names, Packed, Pending, Piece, Resolved, Schedule, Slot};
 use crate::sweep::{self, Elevator};
@@ -741,7 +741,7 @@ impl Shared {
                 state_of_place(error),
                 PlaceError {
                     path,
-                    error: error.to_string(),
+                    error: cause_at_place(error),
                 },
             );
         }
