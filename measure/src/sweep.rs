@@ -40,12 +40,17 @@ impl<T> Elevator<T> {
     }
 
     pub(crate) fn push(&mut self, inode: u64, directory: T) {
-        if self.waiting.len() < WAITING_MAX {
+        if self.has_room() {
             self.count += 1;
             self.waiting.insert((inode, self.count), directory);
         } else {
             self.too_many.push((inode, directory));
         }
+    }
+
+    /// Whether one more could wait for its turn.
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
     }
 
     /// The next one upwards, or the lowest.
