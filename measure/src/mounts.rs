@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, StatxFlags, fstatfs, fstatvfs, statx};
@@ -39,6 +39,8 @@ pub(crate) struct Mount {
     pub(crate) device: (u32, u32),
     /// The directory of the file system that is mounted.
     pub(crate) root: PathBuf,
+    /// Where it is mounted.
+    pub(crate) point: PathBuf,
     pub(crate) kind: String,
     pub(crate) source: String,
 }
@@ -60,15 +62,23 @@ fn parse_line(line: &str) -> Option<Mount> {
     let mut place = place.split(' ');
     let id = MountId(place.next()?.parse().ok()?);
     let (major, minor) = place.nth(1)?.split_once(':')?;
-    let root = unescape(place.next()?);
+    let (root, point) = (unescape(place.next()?), unescape(place.next()?));
     let mut file_system = file_system.split(' ');
     Some(Mount {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root,
+        point,
         kind: file_system.next()?.to_owned(),
         source: file_system.next()?.to_owned(),
     })
+}
+
+/// The mount that a path lies on by its name alone, without asking any file system: the innermost, and of several on one
+/// another the last.
+pub(crate) fn of_path<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let around = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    around.max_by_key(|mount| mount.point.components().count())
 }
 
 /// Blank, tab, line end and backslash stand there in octal.
@@ -156,6 +166,24 @@ a line that is none
             (99, false, "unknown"),
         ] {
             assert_eq!(answers_alone(&mounts, MountId(id)), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_path_lies_on_the_innermost_mount() {
+        let mounts = parse(&NODE.replace("/mnt/disks/o", "/mnt/disks/a"));
+        for (path, id) in [
+            ("/mnt/disks", 22),
+            ("/mnt/disks/b/x", 31),
+            ("/mnt/disks/bx", 22),
+            ("/mnt/disks/f g/x", 35),
+            ("/mnt/disks/a/x", 36),
+        ] {
+            assert_eq!(
+                of_path(&mounts, Path::new(path)).map(|mount| mount.id),
+                Some(MountId(id)),
+                "{path}"
+            );
         }
     }
 

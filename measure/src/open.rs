@@ -42,10 +42,11 @@ impl Opener {
     /// Opens a target's directory, or says why not.
     pub(crate) fn target(self, target: &Target) -> Result<OwnedFd, (State, String)> {
         let base = openat(CWD, &target.base, DIRECTORY, Mode::empty()).map_err(|error| {
-            let state = if error == Errno::NOENT {
-                State::BaseMissing
-            } else {
-                state_of_path(error)
+            let state = match error {
+                Errno::NOENT | Errno::NAMETOOLONG => State::BaseMissing,
+                // Links are followed here, so it is the links' own fault: they go round in a circle.
+                Errno::LOOP => State::NotADirectory,
+                other => state_of_path(other),
             };
             (
                 state,
@@ -64,14 +65,21 @@ impl Opener {
             return Ok(base);
         }
         let opened = match self {
-            Opener::Openat2 => again(|| openat2(&base, &target.relative, DIRECTORY, Mode::empty(), BENEATH)),
+            Opener::Openat2 => match again(|| openat2(&base, &target.relative, DIRECTORY, Mode::empty(), BENEATH)) {
+                // It may be the path that is too long for one call, and not a name in it.
+                Err(Errno::NAMETOOLONG) => step_by_step(base, &target.relative),
+                other => other,
+            },
             Opener::StepByStep => step_by_step(base, &target.relative),
         };
         opened.map_err(|error| {
-            (
-                state_of_path(error),
-                format!("cannot open {}: {error}", target.relative.display()),
-            )
+            let cause = match error {
+                // The kernel's words for it speak of too many links, and there is but one.
+                Errno::LOOP => "a symbolic link stands on the way, which is not followed".to_owned(),
+                other => other.to_string(),
+            };
+            let detail = format!("cannot open {}: {cause}", target.relative.display());
+            (state_of_path(error), detail)
         })
     }
 
@@ -152,7 +160,8 @@ pub(crate) fn file_type(stat: &Stat) -> FileType {
 /// The state of a target whose path could not be opened.
 pub(crate) fn state_of_path(error: Errno) -> State {
     match error {
-        Errno::NOENT => State::Missing,
+        // No file system holds a name that is too long for it.
+        Errno::NOENT | Errno::NAMETOOLONG => State::Missing,
         Errno::NOTDIR => State::NotADirectory,
         Errno::LOOP | Errno::XDEV => State::EscapesBase,
         other => state_of_place(other),
@@ -165,5 +174,14 @@ pub(crate) fn state_of_place(error: Errno) -> State {
         Errno::ACCESS | Errno::PERM => State::PermissionDenied,
         Errno::MFILE | Errno::NFILE | Errno::NOMEM => State::OutOfResources,
         _ => State::IoError,
+    }
+}
+
+/// What is told of a place inside a target that could not be read.
+pub(crate) fn cause_at_place(error: Errno) -> String {
+    match error {
+        // No link is followed there, so it is not about those.
+        Errno::LOOP => "the file system shows a directory inside itself (os error 40)".to_owned(),
+        other => other.to_string(),
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::Rotating;
-use crate::mounts::Mount;
+use crate::mounts::{self, Mount};
 
 /// Entries that are sorted together.
 pub(crate) const WINDOW: usize = 5_000;
@@ -40,12 +40,17 @@ impl<T> Elevator<T> {
     }
 
     pub(crate) fn push(&mut self, inode: u64, directory: T) {
-        if self.waiting.len() < WAITING_MAX {
+        if self.has_room() {
             self.count += 1;
             self.waiting.insert((inode, self.count), directory);
         } else {
             self.too_many.push((inode, directory));
         }
+    }
+
+    /// Whether one more could wait for its turn.
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
     }
 
     /// The next one upwards, or the lowest.
@@ -92,8 +97,7 @@ fn kernel_says(sys: &Path, device: (u32, u32), mounts: &[Mount], layer: usize) -
     let Ok(mut disk) = sys.join(format!("dev/block/{major}:{minor}")).canonicalize() else {
         // btrfs and ZFS have device numbers of their own; the mount's source may name a disk.
         let source = mounts.iter().find(|mount| mount.device == device);
-        let name = source.and_then(|mount| mount.source.strip_prefix("/dev/"));
-        let below = name.and_then(|name| number_of(&sys.join("class/block").join(name)));
+        let below = source.and_then(|mount| number_of_source(sys, &mount.source));
         return below.is_some_and(|below| below != device && kernel_says(sys, below, mounts, layer + 1));
     };
     if disk.join("partition").exists() {
@@ -106,11 +110,31 @@ fn kernel_says(sys: &Path, device: (u32, u32), mounts: &[Mount], layer: usize) -
             .filter_map(|slave| number_of(&slave.path()))
             .any(|below| kernel_says(sys, below, mounts, layer + 1));
     }
+    if let Ok(file) = std::fs::read_to_string(disk.join("loop/backing_file")) {
+        // By its name: to ask the file system that it lies on could hang.
+        let below = mounts::of_path(mounts, Path::new(file.trim_end_matches('\n')));
+        return below.is_some_and(|below| below.device != device && kernel_says(sys, below.device, mounts, layer + 1));
+    }
     has_real_driver(&disk, &name)
         && std::fs::read_to_string(disk.join("queue/rotational")).is_ok_and(|text| text.trim() == "1")
 }
 
-/// Drivers of virtual disks say "rotational" of anything, and what a loop device stands on is not to be seen from here.
+/// The number of a disk that mountinfo names as a mount's source.
+fn number_of_source(sys: &Path, source: &str) -> Option<(u32, u32)> {
+    let disks = sys.join("class/block");
+    let name = source.strip_prefix("/dev/")?;
+    let Some(mapped) = name.strip_prefix("mapper/") else {
+        return number_of(&disks.join(name));
+    };
+    // Device mapper's names are not those of /sys.
+    let mut disks = std::fs::read_dir(disks).into_iter().flatten().flatten();
+    let disk = disks.find(|disk| {
+        std::fs::read_to_string(disk.path().join("dm/name")).is_ok_and(|name| name.trim_end() == mapped)
+    })?;
+    number_of(&disk.path())
+}
+
+/// Drivers of virtual disks say "rotational" of anything. A loop device that gets here has no file.
 fn has_real_driver(disk: &Path, name: &str) -> bool {
     let virtual_name = ["vd", "xvd", "nbd", "zram", "loop", "ram", "rbd"]
         .iter()
@@ -182,39 +206,70 @@ mod tests {
             .unwrap();
             directory
         };
-        let sda = disk("pci0/ata1/block/sda", "8:0", "1\n");
+        disk("pci0/ata1/block/sda", "8:0", "1\n");
         disk("pci0/ata2/block/sdb", "8:16", "0\n");
         disk("pci0/virtio2/host0/block/sdc", "8:32", "1\n");
         disk("pci0/virtio3/block/vda", "254:0", "1\n");
-        disk("virtual/block/loop0", "7:0", "1\n");
+        disk("virtual/block/loop9", "7:9", "1\n");
+        for (number, file) in [
+            (0, "/mnt/turning/image\n"),
+            (1, "/image\n"),
+            (2, "/mnt/turning/image 2 (deleted)\n"),
+        ] {
+            let directory = disk(&format!("virtual/block/loop{number}"), &format!("7:{number}"), "0\n");
+            fs::create_dir(directory.join("loop")).unwrap();
+            fs::write(directory.join("loop/backing_file"), file).unwrap();
+        }
         let partition = disk("pci0/ata1/block/sda/sda1", "8:1", "");
         fs::write(partition.join("partition"), "1\n").unwrap();
-        let mapped = disk("virtual/block/dm-0", "253:0", "0\n");
-        fs::create_dir(mapped.join("slaves")).unwrap();
-        symlink(&sda, mapped.join("slaves/sda")).unwrap();
-        let btrfs = Mount {
+        let virtio = sys.path().join("devices/pci0/virtio3/block/vda");
+        let over_loop = sys.path().join("devices/virtual/block/loop0");
+        for (number, below) in [(0, &partition), (1, &virtio), (2, &over_loop)] {
+            let mapped = disk(&format!("virtual/block/dm-{number}"), &format!("253:{number}"), "1\n");
+            for directory in ["slaves", "dm"] {
+                fs::create_dir(mapped.join(directory)).unwrap();
+            }
+            fs::write(mapped.join("dm/name"), format!("group-{number}\n")).unwrap();
+            symlink(below, mapped.join("slaves").join(below.file_name().unwrap())).unwrap();
+        }
+        // In a circle, which no kernel would say.
+        let circle = disk("virtual/block/dm-7", "253:7", "1\n");
+        fs::create_dir(circle.join("slaves")).unwrap();
+        symlink(&circle, circle.join("slaves/dm-7")).unwrap();
+        let mount = |device, point: &str, source: &str| Mount {
             id: MountId(1),
-            device: (0, 44),
+            device,
             root: "/".into(),
-            kind: "btrfs".to_owned(),
-            source: "/dev/sda1".to_owned(),
+            point: point.into(),
+            kind: "any".to_owned(),
+            source: source.to_owned(),
         };
+        let mounts = [
+            mount((8, 16), "/", "/dev/sdb"),
+            mount((0, 44), "/mnt/turning", "/dev/sda1"),
+            mount((0, 46), "/mnt/mapped", "/dev/mapper/group-0"),
+            mount((0, 47), "/mnt/virtual", "/dev/mapper/group-1"),
+        ];
         for (device, expected, why) in [
             ((8, 0), true, "a real disk with a head"),
             ((8, 16), false, "a real disk without"),
             ((8, 1), true, "a partition: its disk's"),
             ((8, 32), false, "SCSI over virtio"),
             ((254, 0), false, "virtio"),
-            ((7, 0), false, "a loop device"),
-            ((253, 0), true, "device mapper over a disk with a head"),
+            ((7, 0), true, "a loop device: the disk that its file lies on"),
+            ((7, 1), false, "a loop device on a disk without a head"),
+            ((7, 2), true, "a loop device whose file was removed"),
+            ((7, 9), false, "a loop device without a file"),
+            ((253, 0), true, "device mapper over a partition of a disk with a head"),
+            ((253, 1), false, "device mapper over virtio"),
+            ((253, 2), true, "device mapper over a loop device on a disk with a head"),
+            ((253, 7), false, "device mapper over itself"),
             ((0, 44), true, "btrfs: the mount's source"),
+            ((0, 46), true, "btrfs on device mapper"),
+            ((0, 47), false, "btrfs on device mapper over virtio"),
             ((0, 45), false, "unknown"),
         ] {
-            assert_eq!(
-                kernel_says(sys.path(), device, std::slice::from_ref(&btrfs), 0),
-                expected,
-                "{why}"
-            );
+            assert_eq!(kernel_says(sys.path(), device, &mounts, 0), expected, "{why}");
         }
         assert!(rotates(Rotating::Yes, (0, 0), &[]) && !rotates(Rotating::No, (8, 0), &[]));
     }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setpriority_process};
 
 use crate::mounts::{self, Mount, MountId};
-use crate::open::{Opener, file_type, state_of_place};
+use crate::open::{Opener, cause_at_place, file_type, state_of_place};
 use crate::pace::{self, Pressure, Rate, Share, Times};
 use crate::schedule::{Job, Names, Packed, Pending, Piece, Resolved, Schedule, Slot};
 use crate::sweep::{self, Elevator};
@@ -796,7 +796,7 @@ impl Shared {
                 state_of_place(error),
                 PlaceError {
                     path,
-                    error: error.to_string(),
+                    error: cause_at_place(error),
                 },
             );
         }
@@ -826,6 +826,7 @@ impl Shared {
     fn sweep(&self, tree: &Arc<Tree>, hands: &mut Hands) {
         let mut waiting: Waiting = Elevator::new();
         let mut window: Vec<Seat> = Vec::new();
+        let mut left: Vec<(Arc<Directory>, Arc<OwnedFd>)> = Vec::new();
         let mut size = sweep::FIRST_WINDOW;
         loop {
             let (before, began) = (self.times_of_this_thread(hands), self.now());
@@ -837,13 +838,22 @@ impl Shared {
                             waiting.push(inode, (names.parent.clone(), name));
                         }
                     }
-                    Pending::Rest(directory, fd) => self.gather(&directory, &fd, &mut waiting, &mut window, hands),
+                    Pending::Rest(directory, fd) => left.push((directory, fd)),
                 }
             }
             while window.len() < size && !self.is_over() {
-                let Some((parent, name)) = waiting.next() else { break };
-                if let Some((directory, fd)) = self.enter(&parent, name, hands) {
-                    self.gather(&directory, &fd, &mut waiting, &mut window, hands);
+                // What was left comes again once there is room for what is in it.
+                let next = match left.pop_if(|_| waiting.has_room()) {
+                    Some(left) => Some(left),
+                    None => {
+                        let Some((parent, name)) = waiting.next() else { break };
+                        self.enter(&parent, name, hands)
+                    }
+                };
+                if let Some((directory, fd)) = next
+                    && self.gather(&directory, &fd, &mut waiting, &mut window, hands)
+                {
+                    left.push((directory, fd));
                 }
             }
             let is_done = window.is_empty();
@@ -854,6 +864,9 @@ impl Shared {
             size = sweep::WINDOW;
         }
         tree.sweep.store(false, Relaxed);
+        hands
+            .outbox
+            .extend(left.into_iter().map(|(directory, fd)| Pending::Rest(directory, fd)));
         for (inode, (parent, name)) in waiting.into_rest() {
             let mut names = Packed::default();
             names.push(inode, &name);
@@ -861,7 +874,7 @@ impl Shared {
         }
     }
 
-    /// Reads a directory into the window.
+    /// Reads a directory into the window. True if it was left before its end, for the directories in it.
     fn gather(
         &self,
         directory: &Arc<Directory>,
@@ -869,22 +882,29 @@ impl Shared {
         waiting: &mut Waiting,
         window: &mut Vec<Seat>,
         hands: &mut Hands,
-    ) {
+    ) -> bool {
         self.tell_current(directory);
         self.hand_out(directory, hands);
         let mut has_seats = false;
+        let mut names_bytes = 0;
         loop {
             hands.slot.beat.fetch_add(1, Relaxed);
             if !directory.owner.is_live() || self.is_over() {
-                return;
+                return false;
             }
             let filled = match crate::sys::getdents(fd, &mut hands.buffer) {
-                Ok(0) | Err(Errno::NOENT) => return,
+                Ok(0) | Err(Errno::NOENT) => return false,
                 Ok(filled) => filled,
                 Err(Errno::INTR) => continue,
-                Err(error) => return self.fail(directory, c"", error),
+                Err(error) => {
+                    self.fail(directory, c"", error);
+                    return false;
+                }
             };
             for entry in records(&hands.buffer[..filled]) {
+                if entry.kind == libc::DT_DIR || entry.kind == libc::DT_UNKNOWN {
+                    names_bytes += entry.name.count_bytes();
+                }
                 if entry.kind == libc::DT_DIR {
                     waiting.push(entry.inode, (directory.clone(), entry.name.to_owned()));
                 } else {
@@ -902,6 +922,9 @@ impl Shared {
             }
             if window.len() >= sweep::WINDOW {
                 self.look_at_window(window, waiting, hands);
+            }
+            if names_bytes > NAMES_BYTES_MAX && !waiting.has_room() {
+                return true;
             }
         }
     }

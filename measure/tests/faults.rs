@@ -1,4 +1,4 @@
-//! Disks that fail and disks that hang. Needs root and the kernel's device mapper; `LP_EXPORTER_TEST_DISK` may name a
+//! Disks that fail, disks that hang, and slow ones on which others wait. Needs root and the kernel's device mapper; `LP_EXPORTER_TEST_DISK` may name a
 //! blank disk, else a loop device is used.
 #![allow(clippy::unwrap_used)]
 
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use common::{du, inside, output, run, skip, skip_without};
 use lp_measure::{Config, Measurement, Method, Rotating, State, Target, measure, start};
+
+/// What a slow disk takes for each request, as one with a head does.
+const DELAY_MILLISECONDS: u64 = 8;
 
 /// A disk whose table can be changed under a mounted file system.
 struct Disk {
@@ -90,6 +93,7 @@ impl Disk {
     fn table(&self, target: &str) -> String {
         match target {
             "error" => format!("0 {} error", self.sectors),
+            "delay" => format!("0 {} delay {} 0 {DELAY_MILLISECONDS}", self.sectors, self.device),
             _ => format!("0 {} linear {} 0", self.sectors, self.device),
         }
     }
@@ -211,4 +215,120 @@ fn a_disk_that_hangs_costs_no_other_volume_its_number() {
             assert!(after < BUDGET - Duration::from_secs(2), "{after:?}");
         }
     }
+}
+
+/// Directories each of which has to be read from the disk by itself: a slow one takes seconds for them.
+const DIRECTORIES: usize = 600;
+
+/// A slow disk with a tree on it, where the kernel tells of pressure.
+fn slow(name: &'static str) -> Option<Disk> {
+    if let Err(error) = fs::read_to_string(PRESSURE) {
+        skip(
+            name,
+            &format!("the kernel does not tell of pressure: {PRESSURE}: {error}"),
+        );
+        return None;
+    }
+    let disk = Disk::new(name)?;
+    for number in 0..DIRECTORIES {
+        let directory = disk.path().join(format!("{}/{number}", number % 30));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("file"), b"x").unwrap();
+    }
+    run("sync", &[]);
+    disk.load("delay");
+    Some(disk)
+}
+
+const PRESSURE: &str = "/proc/pressure/io";
+
+/// Measures a slow disk gently, from nothing in memory, and says how long that took.
+fn measure_slow(disk: &Disk, pressure_file: Option<PathBuf>) -> Duration {
+    let config = Config {
+        total_budget: Some(Duration::from_secs(120)),
+        entries_per_second: 0,
+        rotating: Rotating::No,
+        statfs: false,
+        pressure_file,
+        ..Config::gentle()
+    };
+    let began = Instant::now();
+    let found = measure(vec![inside(&disk.path(), "")], config).remove(0);
+    let took = began.elapsed();
+    assert_eq!(found.state, State::Complete, "{found:?}");
+    assert!(found.inodes_used.unwrap() > 2 * DIRECTORIES as u64, "{found:?}");
+    took
+}
+
+/// By the kernel's own figures: it tells that somebody waits for the disk, and that is us.
+#[test]
+fn only_us_on_a_slow_disk_hardly_pauses() {
+    let Some(disk) = slow("lpmeasurealone") else { return };
+    // What else this machine does may hold up either of the two.
+    const TRIES: usize = 3;
+    for tries in 1.. {
+        disk.forget();
+        let without = measure_slow(&disk, None);
+        disk.forget();
+        let before = stalled();
+        let with = measure_slow(&disk, Some(PRESSURE.into()));
+        let share = (stalled() - before).as_secs_f64() / with.as_secs_f64();
+        println!(
+            "\nfigures of the run on a slow disk, alone:\n  {without:.2?} without and {with:.2?} with an eye on pressure; \
+             somebody waited {:.0} % of that\n",
+            share * 100.0
+        );
+        assert!(share > 0.2, "the disk was not slow enough to tell: {share}");
+        // It stops for 100 ms now and then, to see who it is that waits.
+        if with < without.mul_f64(1.2) + Duration::from_millis(500) {
+            return;
+        }
+        assert!(tries < TRIES, "{with:?} for {without:?} of work");
+    }
+}
+
+#[test]
+fn others_on_a_slow_disk_make_us_pause_until_they_are_done() {
+    let Some(disk) = slow("lpmeasureothers") else { return };
+    disk.forget();
+    let alone = measure_slow(&disk, None);
+    disk.forget();
+    let others_take = alone * 2 + Duration::from_secs(3);
+    let path = disk.path().join("somebody's");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let others = std::thread::spawn(move || {
+        let began = Instant::now();
+        let mut syncs = 0;
+        while began.elapsed() < others_take {
+            fs::write(&path, vec![1; 4096]).unwrap();
+            fs::File::open(&path).unwrap().sync_all().unwrap();
+            syncs += 1;
+            // The test has ended if nobody listens.
+            let _ = sender.send(());
+        }
+        syncs
+    });
+    receiver.recv().unwrap();
+    let took = measure_slow(&disk, Some(PRESSURE.into()));
+    let syncs = others.join().unwrap();
+    println!(
+        "\nfigures of the run on a slow disk, beside others:\n  {took:.2?} beside others that wrote and synced {syncs} times \
+         for {others_take:.2?}, {alone:.2?} alone without an eye on pressure\n"
+    );
+    assert!(
+        took > others_take.mul_f64(0.9),
+        "{took:?}: it read while others waited for {others_take:?}"
+    );
+    assert!(
+        took < others_take + alone * 2 + Duration::from_secs(5),
+        "{took:?}: it went on pausing"
+    );
+}
+
+/// The time for which somebody waited for a disk, as the kernel tells it.
+fn stalled() -> Duration {
+    let text = fs::read_to_string(PRESSURE).unwrap();
+    let some = text.lines().find_map(|line| line.strip_prefix("some ")).unwrap();
+    let total = some.split_once("total=").unwrap().1;
+    Duration::from_micros(total.trim().parse().unwrap())
 }

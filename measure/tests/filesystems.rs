@@ -7,10 +7,11 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use common::{Mounted, assert_like_du, du, inside, mount, output, run, skip, walk, whole};
-use lp_measure::{Config, Measurement, Method, State, measure};
+use lp_measure::{Config, Measurement, Method, Rotating, State, measure};
 use rustix::fs::{FallocateFlags, fallocate};
 
 const SIZE_BYTES: u64 = 400 << 20;
@@ -267,12 +268,122 @@ fn a_sweep_counts_the_same() {
             fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
         }
         let config = Config {
-            rotating: lp_measure::Rotating::Yes,
+            rotating: Rotating::Yes,
             statfs: false,
             ..Config::full_speed()
         };
         let found = measure(vec![whole(&disk.path)], config).remove(0);
         assert_eq!(found.used_bytes, Some(du(&disk.path, &["-B1"])), "{found:?}");
         assert_eq!(found.inodes_used, Some(du(&disk.path, &["--inodes"])), "{found:?}");
+    }
+}
+
+/// Spoils every place of an image that holds these bytes, a sector or two each.
+fn spoil(image: &Path, holding: &str, is_directory_block: impl Fn(&[u8]) -> bool) {
+    const BLOCK_BYTES: u64 = 4096;
+    const SPOILED_BYTES: u64 = 1024;
+    let places = run("grep", &["-obUaF", holding, image.to_str().unwrap()]);
+    let places = places.lines().map(|line| line.split_once(':').unwrap().0);
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    let mut count = 0;
+    for place in places.map(|place| place.parse::<u64>().unwrap()) {
+        let mut block = [0; BLOCK_BYTES as usize];
+        file.read_exact_at(&mut block, place / BLOCK_BYTES * BLOCK_BYTES)
+            .unwrap();
+        if is_directory_block(&block) {
+            let garbage = [0x55; SPOILED_BYTES as usize];
+            file.write_all_at(&garbage, place / SPOILED_BYTES * SPOILED_BYTES)
+                .unwrap();
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no place in the image holds {holding}");
+}
+
+/// A file system, how much is in each directory, what is done to its image, and the place that cannot be read then.
+struct Corruption<'a> {
+    kind: &'a str,
+    what: &'a str,
+    files: usize,
+    spoil: &'a dyn Fn(&Path),
+    place: &'a str,
+}
+
+#[test]
+fn a_corrupted_directory_is_a_state_and_no_number() {
+    const LAST: &str = "the last one of all";
+    let spoil_any = |image: &Path| spoil(image, LAST, |_| true);
+    let spoil_xfs = |image: &Path| spoil(image, LAST, |block| block.starts_with(b"XDB3"));
+    let clear_inode = |image: &Path| {
+        let command = format!("clri \"/ill/odd/{LAST}\"");
+        run("debugfs", &["-w", "-R", &command, image.to_str().unwrap()]);
+    };
+    let own = format!("odd/{LAST}");
+    let case = |kind, what, files, spoil, place| Corruption {
+        kind,
+        what,
+        files,
+        spoil,
+        place,
+    };
+    let cases = [
+        case("ext4", "a directory of one block", 10, &spoil_any, "odd"),
+        case("ext4", "a leaf of a directory's tree", 3000, &spoil_any, "odd"),
+        case("ext4", "an inode", 10, &clear_inode, &own),
+        case("xfs", "a directory of one block", 50, &spoil_xfs, "odd"),
+    ];
+    let healthy = tempfile::tempdir().unwrap();
+    fs::write(healthy.path().join("file"), vec![1; 5000]).unwrap();
+    for case in cases {
+        let Corruption {
+            kind,
+            what,
+            files,
+            spoil,
+            place,
+        } = case;
+        let Some(disk) = Mounted::new(kind, SIZE_BYTES, "rw") else {
+            continue;
+        };
+        for volume in ["ill", "well"] {
+            for directory in ["odd", "sound"] {
+                let directory = disk.path.join(volume).join(directory);
+                fs::create_dir_all(&directory).unwrap();
+                for number in 0..files {
+                    fs::write(directory.join(format!("file {number}")), b"x").unwrap();
+                }
+            }
+        }
+        fs::write(disk.path.join("ill/odd").join(LAST), b"x").unwrap();
+        disk.change_image(spoil);
+        for rotating in [Rotating::No, Rotating::Yes] {
+            fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            let config = Config {
+                rotating,
+                ..Config::full_speed()
+            };
+            let targets = vec![
+                inside(&disk.path, "ill"),
+                inside(&disk.path, "well"),
+                whole(healthy.path()),
+            ];
+            let found = measure(targets, config);
+            let (ill, first) = (&found[0], &found[0].first_errors);
+            assert_eq!(
+                (ill.state, ill.used_bytes, ill.apparent_bytes, ill.inodes_used),
+                (State::IoError, None, None, None),
+                "{kind}, {what}: {ill:?}"
+            );
+            assert_eq!((ill.errors, first.len()), (1, 1), "{kind}, {what}: {ill:?}");
+            assert_eq!(first[0].path, Path::new(place), "{kind}, {what}");
+            let told = ["Bad message", "Structure needs cleaning"];
+            assert!(
+                told.iter().any(|told| first[0].error.contains(told)),
+                "{kind}, {what}: {ill:?}"
+            );
+            for (found, path) in found[1..].iter().zip([&disk.path.join("well"), healthy.path()]) {
+                assert_eq!(found.used_bytes, Some(du(path, &["-B1"])), "{kind}, {what}: {found:?}");
+            }
+        }
     }
 }

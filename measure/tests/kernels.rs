@@ -103,24 +103,42 @@ fn no_way_out_of_the_base() {
     fs::write(path.join("file"), b"x").unwrap();
     symlink("real", path.join("link")).unwrap();
     symlink("/proc/self/root", path.join("magic")).unwrap();
+    const LINK: &str = "a symbolic link stands on the way, which is not followed";
+    let name_too_long = "n".repeat(256);
+    // Longer than the kernel takes in one call, and yet a way to a directory that is there.
+    let path_too_long = format!("real{}inside", "/".repeat(5000));
     for (what, calls, error) in cases() {
-        for (relative, state) in [
-            ("link", State::EscapesBase),
-            ("link/inside", State::EscapesBase),
-            ("magic/etc", State::EscapesBase),
-            ("real/../..", State::EscapesBase),
-            ("file", State::NotADirectory),
-            ("file/inside", State::NotADirectory),
-            ("none", State::Missing),
-            ("real/inside", State::Complete),
+        for (relative, state, says) in [
+            ("link", State::EscapesBase, LINK),
+            ("link/inside", State::EscapesBase, LINK),
+            ("magic/etc", State::EscapesBase, LINK),
+            ("real/../..", State::EscapesBase, "not a plain path"),
+            ("file", State::NotADirectory, "Not a directory"),
+            ("file/inside", State::NotADirectory, "Not a directory"),
+            ("none", State::Missing, "No such file"),
+            (&name_too_long, State::Missing, "File name too long"),
+            ("real/inside", State::Complete, ""),
+            (&path_too_long, State::Complete, ""),
         ] {
             let target = inside(&path, relative);
             let found = without(&calls, error, move || {
                 measure(vec![target], Config::full_speed()).remove(0)
             });
             assert_eq!(found.state, state, "{what}: {relative}: {found:?}");
+            let told = found.state_detail.unwrap_or_default();
+            assert!(told.contains(says), "{what}: {relative}: {told}");
         }
     }
+}
+
+/// A base is trusted and links on its way are followed, so what the kernel says of too many links is true there.
+#[test]
+fn links_that_go_round_in_a_circle_are_no_base() {
+    let directory = tempfile::tempdir().unwrap();
+    symlink("circle", directory.path().join("circle")).unwrap();
+    let found = walk(&directory.path().join("circle"));
+    assert_eq!(found.state, State::NotADirectory, "{found:?}");
+    assert!(found.state_detail.unwrap().contains("Too many"));
 }
 
 #[test]

@@ -118,12 +118,14 @@ fn the_head_goes_its_way_once() {
         );
     });
     run("umount", &[mounted.to_str().unwrap()]);
+    println!("\nfigures of the run on a disk with a head:");
     for (who, way) in [("du", &by_du), ("ours", &by_us)] {
         println!(
-            "{who}: {} requests, {} seeks, {} sectors moved",
+            "  {who}: {} requests, {} seeks, {} sectors moved",
             way.requests, way.seeks, way.sectors_moved
         );
     }
+    println!();
     assert!(by_us.requests <= by_du.requests);
     assert!(by_us.seeks * 10 <= by_du.seeks);
 }

@@ -133,10 +133,21 @@ pub fn skip_without(feature: &str, what: &str, why: &str) {
 /// A file system of its own, unmounted at the end.
 pub struct Mounted {
     pub path: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Mounted {
+    /// Unmounts, lets something be done to the image, and mounts it again.
+    pub fn change_image(&self, change: impl FnOnce(&Path)) {
+        let image = self.directory.path().join("image");
+        run("umount", &[self.path.to_str().unwrap()]);
+        change(&image);
+        run(
+            "mount",
+            &["-o", "loop", image.to_str().unwrap(), self.path.to_str().unwrap()],
+        );
+    }
+
     /// Makes a file system on a loop device; says so and returns nothing where that cannot be.
     pub fn new(kind: &str, size_bytes: u64, options: &str) -> Option<Mounted> {
         let what = format!("the file system {kind}");
@@ -174,10 +185,7 @@ impl Mounted {
             skip(&what, String::from_utf8_lossy(&mounted.stderr).trim());
             return None;
         }
-        Some(Mounted {
-            path,
-            _directory: directory,
-        })
+        Some(Mounted { path, directory })
     }
 }
 
