@@ -54,7 +54,7 @@ impl Expected {
     }
 
     fn timeout() -> Expected {
-        Expected::path(State::Timeout, "the time for all volumes together was up")
+        Expected::path(State::Timeout, "the time for all together was up")
     }
 }
 
