@@ -1,10 +1,10 @@
 //! Us against `du`, diskus, parallel-disk-usage and fs_extra, on trees of five kinds.
 //!
-//! `cargo bench --bench walk -- [--only mixed,flat] [--runs 7] [--cold] [--trees DIRECTORY]`
+//! `cargo bench --bench walk -- [--only mixed,flat] [--runs 7] [--cold] [--no-calls] [--trees DIRECTORY]`
 //!
 //! Each program is run as a process of its own, all in turn, so that what disturbs the machine disturbs each of them. The
 //! ratios are medians of the ratios within a turn. `--cold` (root) empties the caches before each run. The trees stay for
-//! the next time.
+//! the next time. Counting system calls takes longer than all the rest: `--no-calls` leaves it out.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -30,6 +30,7 @@ struct Options {
     only: Vec<String>,
     runs: usize,
     cold: bool,
+    calls: bool,
     trees: PathBuf,
 }
 
@@ -47,6 +48,7 @@ fn options(arguments: &[String]) -> Options {
         only: Vec::new(),
         runs: 7,
         cold: false,
+        calls: true,
         trees: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("walk-trees"),
     };
     let mut words = arguments.iter();
@@ -56,6 +58,7 @@ fn options(arguments: &[String]) -> Options {
             "--only" => options.only = value().split(',').map(str::to_owned).collect(),
             "--runs" => options.runs = value().parse().unwrap(),
             "--cold" => options.cold = true,
+            "--no-calls" => options.calls = false,
             "--trees" => options.trees = value().into(),
             "--bench" => {} // cargo says so
             other => panic!("unknown argument {other}"),
@@ -128,16 +131,12 @@ fn compare(options: &Options) {
         make_once(&tree, make);
         let entries = verify(&programs, &tree);
         let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); programs.len()];
-        for turn in 0..=options.runs {
+        for _ in 0..options.runs {
             for (program, seconds) in programs.iter().zip(&mut seconds) {
                 if options.cold {
                     drop_caches();
                 }
-                let taken = time(program, &tree);
-                // The first turn warms up.
-                if turn > 0 {
-                    seconds.push(taken.as_secs_f64());
-                }
+                seconds.push(time(program, &tree).as_secs_f64());
             }
         }
         println!(
@@ -157,7 +156,11 @@ fn compare(options: &Options) {
                 1000.0 * median(taken.clone()),
                 median(ratios),
                 peak_memory(program, &tree),
-                calls(program, &tree).map_or("no strace".to_owned(), |calls| format!("{:.2}", calls / entries)),
+                if options.calls {
+                    calls(program, &tree).map_or("no strace".to_owned(), |calls| format!("{:.2}", calls / entries))
+                } else {
+                    "-".to_owned()
+                },
             );
         }
     }
@@ -187,7 +190,7 @@ fn time(program: &Program, tree: &Path) -> Duration {
     taken
 }
 
-/// A fast wrong answer is none: ours is what `du` says. Returns the number of entries.
+/// A fast wrong answer is none: ours is what `du` says. Returns the number of entries. It warms the caches, too.
 fn verify(programs: &[Program], tree: &Path) -> f64 {
     let output = |program: &Program| command(program, tree).stdout(Stdio::piped()).output().unwrap().stdout;
     let numbers = |program| -> Vec<f64> {

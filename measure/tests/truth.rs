@@ -121,6 +121,8 @@ fn ten_thousand_directories_deep() {
     run("rm", &["-r", base.path().join("down").to_str().unwrap()]);
 }
 
+/// Some seventy buffers of names. A million entries stand in benches/limits.rs: to make and remove them takes longer than
+/// all the tests here.
 #[test]
 fn many_entries_in_one_directory() {
     let base = tempfile::tempdir().unwrap();
