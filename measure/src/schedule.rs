@@ -225,6 +225,8 @@ struct Plan {
     tree: Option<Arc<Tree>>,
     hanging: usize,
     is_swept: bool,
+    /// The time for which somebody read it.
+    served: Duration,
 }
 
 /// A target whose directory is known.
@@ -446,14 +448,22 @@ impl Schedule {
 
     /// Shares the time that is left among the trees that are left: one that had its share steps back until each of the
     /// others had a turn. Nothing of it is lost, and it goes on when there is time.
-    pub(crate) fn share(&mut self, left: Duration) {
+    pub(crate) fn share(&mut self, left: Duration, elapsed: Duration) {
+        let walking = |worker: &Worker| match worker.doing {
+            Doing::Walking { tree, .. } if !worker.hangs => Some(tree),
+            _ => None,
+        };
+        let served: HashSet<usize> = self.workers.values().filter_map(walking).collect();
+        for tree in served {
+            self.trees[tree].served += elapsed;
+        }
         let count = u32::try_from(self.active.len() + self.waiting.len()).unwrap_or(u32::MAX);
         let share = (left / count.max(1)).max(SHARE_LEAST);
+        let had_its_share = |id: &usize| self.trees[*id].served > share;
+        let others_come_first = !self.waiting.is_empty() || !self.active.iter().all(had_its_share);
         for tree in self.active_trees() {
-            let began = self.volumes[self.trees[tree.id].volume].began.get();
-            let had_its_share = began.is_some_and(|began| began.elapsed() > share);
             tree.steps_back
-                .store(!self.waiting.is_empty() && had_its_share, Relaxed);
+                .store(others_come_first && had_its_share(&tree.id), Relaxed);
         }
     }
 
@@ -547,6 +557,7 @@ impl Schedule {
                 tree: None,
                 hanging: 0,
                 is_swept: false,
+                served: Duration::ZERO,
             });
         }
     }

@@ -1123,7 +1123,7 @@ impl Supervisor<'_> {
             let mut schedule = self.shared.lock();
             let has_changed = schedule.watch(now, PATIENCE);
             if let Some(budget) = config.total_budget {
-                schedule.share(budget.saturating_sub(now));
+                schedule.share(budget.saturating_sub(now), elapsed);
             }
             self.adapt(&mut schedule, elapsed);
             if has_changed || schedule.running > schedule.wanted {
@@ -1161,7 +1161,8 @@ impl Supervisor<'_> {
             return paused.store(false, Relaxed);
         };
         let budget = config.total_budget.into_iter().chain(config.volume_budget).min();
-        let may_pause = budget.is_none_or(|budget| self.paused_in_all < budget / 2);
+        // Without a budget, half of the time that it takes.
+        let may_pause = self.paused_in_all < budget.unwrap_or(now) / 2;
         let pressure = self.pressure.get_or_insert_with(|| Pressure::new(now, stalled));
         paused.store(pressure.step(now, stalled, may_pause), Relaxed);
     }
