@@ -6,6 +6,7 @@ pub mod path;
 pub mod placement;
 pub mod plan;
 pub mod quantity;
+pub mod selector;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod volume;
