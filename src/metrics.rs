@@ -484,7 +484,11 @@ impl Report<'_> {
             match self.outcomes.get(&node.name) {
                 // A summary that does not count what the worker was given is not believed: the sum is exact.
                 Some(Outcome::Measured(Some(summary)))
-                    if summary.states.values().sum::<u64>() == node.volumes.len() as u64 =>
+                    if summary
+                        .states
+                        .values()
+                        .fold(0, |sum: u64, count| sum.saturating_add(*count))
+                        == node.volumes.len() as u64 =>
                 {
                     for (state, count) in &summary.states {
                         *coverage.by_state.entry(state.clone()).or_default() += count;

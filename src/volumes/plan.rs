@@ -765,4 +765,237 @@ mod tests {
         let why = plan.invalid_alert_percents.concat();
         assert!(why.contains("default/claim-of-bad is \"lots\""), "{why}");
     }
+
+    mod everything_is_counted {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::metrics::Report;
+        use crate::summary::WorkerSummary;
+        use crate::tracker::Outcome;
+        use crate::volumes::pods::PodOnNode;
+
+        const NODES: [&str; 4] = ["n0", "n1", "n2", "n3"];
+
+        fn pick(of: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
+            proptest::sample::select(of)
+        }
+
+        fn some_of(of: &'static [&'static str]) -> impl Strategy<Value = BTreeSet<String>> {
+            // Mostly no filter at all.
+            let names = proptest::collection::btree_set(pick(of).prop_map(str::to_owned), 1..3);
+            prop_oneof![3 => Just(BTreeSet::new()), 1 => names]
+        }
+
+        fn any_volume() -> impl Strategy<Value = Volume> {
+            const PATHS: [&str; 7] = [
+                "/data1/x",
+                "/opt/local-path-provisioner/y",
+                "/data1",
+                "/srv",
+                "",
+                "/data1/../x",
+                "/data1/deep/er",
+            ];
+            let node = pick(&["n0", "n1", "n2", "n3", "gone", ""]);
+            let (path, class, namespace) = (pick(&PATHS), pick(&["", "fast", "slow"]), pick(&["", "shop", "ops"]));
+            (path, class, namespace, proptest::option::of(node), 0..4_u8).prop_map(
+                |(path, class, namespace, node, affinity)| {
+                    let mut volume = at(volume("pv"), path);
+                    volume.storage_class = class.to_owned();
+                    volume.claim = (!namespace.is_empty()).then(|| ClaimReference {
+                        namespace: namespace.to_owned(),
+                        name: String::new(),
+                        uid: Some("1".to_owned()),
+                    });
+                    volume.selected_node = node.map(str::to_owned);
+                    match affinity {
+                        0 => volume,
+                        1 => on(volume, node.unwrap_or("gone")),
+                        2 => on(volume, "n1"),
+                        _ => {
+                            volume.affinity = Some(Vec::new());
+                            volume
+                        }
+                    }
+                },
+            )
+        }
+
+        fn any_claim(of: &Volume, (uid, label, elsewhere): (bool, u8, bool)) -> Option<Claim> {
+            of.claim.as_ref()?;
+            let mut claim = claim_of(of);
+            claim.reference.uid = Some(if uid { "1" } else { "2" }.to_owned());
+            claim.volume = (!elsewhere).then(|| of.name.clone());
+            let label = match label {
+                0 => Some((MEASURE_LABEL, "false")),
+                1 => Some(("team", "a")),
+                _ => None,
+            };
+            claim
+                .labels
+                .extend(label.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            Some(claim)
+        }
+
+        fn any_node(name: &str, state: u8) -> Node {
+            let mut node = node(name);
+            match state {
+                0 => node.ready = false,
+                1 => node.being_removed = true,
+                2 => node.operating_system = "windows".to_owned(),
+                3 => node.is_virtual = true,
+                _ => {}
+            }
+            node
+        }
+
+        fn any_selection() -> impl Strategy<Value = Selection> {
+            (
+                (
+                    some_of(&["", "fast"]),
+                    some_of(&["", "shop"]),
+                    some_of(&NODES),
+                    some_of(&NODES),
+                ),
+                pick(&["", "", "team=a", "!team"]),
+                any::<bool>(),
+            )
+                .prop_map(
+                    |((storage_classes, namespaces, nodes, only_nodes), selector, all)| Selection {
+                        storage_classes,
+                        namespaces,
+                        nodes,
+                        claim_selector: selector.parse().expect("a selector"),
+                        only_nodes,
+                        scan_nodes: if all { ScanNodes::All } else { ScanNodes::WithVolumes },
+                        ..Selection::everything()
+                    },
+                )
+        }
+
+        /// What a worker that does its work says, and what else can become of a node.
+        fn outcome(node: &PlannedNode, fate: u8) -> Outcome {
+            let volumes = node.volumes.len() as u64;
+            let told = |states: &[(&str, u64)]| {
+                Outcome::Measured(Some(WorkerSummary {
+                    states: states
+                        .iter()
+                        .map(|(state, count)| ((*state).to_owned(), *count))
+                        .collect(),
+                    ..WorkerSummary::default()
+                }))
+            };
+            match (&node.unmeasurable, fate) {
+                (Some((reason, detail)), _) => Outcome::NotMeasured {
+                    reason: *reason,
+                    detail: detail.clone(),
+                    summary: None,
+                },
+                (None, 0) => Outcome::NotMeasured {
+                    reason: NodeReason::Lost,
+                    detail: String::new(),
+                    summary: None,
+                },
+                (None, 1) => Outcome::Measured(None),
+                // It counts what it was not given.
+                (None, 2) => told(&[("complete", volumes + 7)]),
+                (None, _) => told(&[("complete", volumes / 2), ("timeout", volumes - volumes / 2)]),
+            }
+        }
+
+        proptest! {
+            #[test]
+            fn each_volume_is_measured_or_has_one_reason(
+                volumes in proptest::collection::vec(any_volume(), 0..30),
+                claims in proptest::collection::vec((any::<bool>(), 0..6_u8, any::<bool>()), 30),
+                pods in proptest::collection::vec((0..30_usize, pick(&["n0", "n1", "gone"]), any::<bool>()), 0..20),
+                states in proptest::collection::vec(0..10_u8, 4),
+                fates in proptest::collection::vec(0..8_u8, 4),
+                selection in any_selection(),
+                ask_pods in any::<bool>(),
+            ) {
+                let mut volumes = volumes;
+                for (at, volume) in volumes.iter_mut().enumerate() {
+                    volume.name = format!("pv-{at}");
+                    if let Some(claim) = &mut volume.claim {
+                        claim.name = format!("claim-{at}");
+                    }
+                }
+                let claims = Claims::new(volumes.iter().zip(claims).filter_map(|(volume, how)| any_claim(volume, how)));
+                let wanted = volumes.iter().filter_map(|volume| volume.claim.clone());
+                let mut places = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace, claim.name)));
+                for (claim, node, has_ended) in pods {
+                    for namespace in ["shop", "ops"] {
+                        places.see(PodOnNode {
+                            namespace: namespace.to_owned(),
+                            claims: vec![format!("claim-{claim}")],
+                            node: node.to_owned(),
+                            has_ended,
+                        });
+                    }
+                }
+                let nodes: Vec<Node> = NODES.iter().zip(&states).map(|(name, state)| any_node(name, *state)).collect();
+                let surroundings = Surroundings { claims: &claims, nodes: &nodes, pods: ask_pods.then_some(&places) };
+                let unreadable = Skipped {
+                    persistent_volume: "strange".to_owned(),
+                    reason: SkipReason::Undecodable,
+                    detail: String::new(),
+                    facts: None,
+                };
+                let plan = plan(volumes.clone(), vec![unreadable], surroundings, &bases(), &selection);
+
+                // Each volume once, planned or left out.
+                let planned = plan.nodes.iter().flat_map(|node| node.volumes.iter().map(|volume| &volume.name));
+                let mut told: Vec<&String> = planned.chain(plan.skipped.iter().map(|one| &one.persistent_volume)).collect();
+                told.sort();
+                let strange = "strange".to_owned();
+                let mut listed: Vec<&String> = volumes.iter().map(|volume| &volume.name).chain([&strange]).collect();
+                listed.sort();
+                prop_assert_eq!(told, listed);
+                prop_assert_eq!(plan.volumes_listed(), volumes.len() + 1);
+                prop_assert_eq!(plan.skipped_by_reason().values().sum::<usize>(), plan.skipped.len());
+
+                // Each node is looked at, or it is said why not.
+                for node in &nodes {
+                    let planned = plan.nodes.iter().find(|planned| planned.name == node.name);
+                    let not_scanned = plan.nodes_not_scanned.get(&node.name);
+                    let not_asked = planned.and_then(|node| node.unmeasurable.as_ref()).map(|(reason, _)| *reason)
+                        == Some(NodeReason::NotAsked);
+                    prop_assert_eq!(planned.is_some() && !not_asked, not_scanned.is_none(), "{}", node.name);
+                }
+                for node in &plan.nodes {
+                    prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
+                    let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                    let written = node.node_plan(&run, 1.0, &bases(), &[]).encode().expect("it is small");
+                    prop_assert_eq!(NodePlan::decode(&written).expect("we wrote it").volumes.len(), node.volumes.len());
+                }
+                // No group of a node that holds a volume is taken for stale.
+                for facts in plan.skipped.iter().filter_map(|one| one.facts.as_ref()) {
+                    let kept = plan.nodes_with_volumes();
+                    prop_assert!(facts.node.as_ref().is_none_or(|node| kept.contains(node)));
+                }
+
+                // Whatever becomes of the nodes, the sum is exact.
+                let outcomes: BTreeMap<String, Outcome> = plan
+                    .nodes
+                    .iter()
+                    .zip(&fates)
+                    .map(|(node, fate)| (node.name.clone(), outcome(node, *fate)))
+                    .collect();
+                let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                let report = Report {
+                    run: &run,
+                    plan: &plan,
+                    outcomes: &outcomes,
+                    duration: std::time::Duration::ZERO,
+                    peak_memory_bytes: 0,
+                    jobs_not_deleted: 0,
+                };
+                let coverage = report.coverage();
+                let counted = coverage.by_state.values().sum::<u64>() + coverage.by_node_reason.values().sum::<u64>();
+                prop_assert_eq!(counted as usize + plan.skipped.len(), plan.volumes_listed());
+            }
+        }
+    }
 }
