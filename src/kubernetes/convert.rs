@@ -15,7 +15,6 @@ use crate::text::one_line;
 use crate::tracker::{JobEnd, PodEnd, PodPhase, WorkerJob, WorkerPod};
 use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
 use crate::volumes::claims::{ALERT_PERCENT_ANNOTATION, Claim};
-use crate::volumes::path;
 use crate::volumes::pods::PodOnNode;
 use crate::volumes::quantity;
 use crate::volumes::volume::{ClaimReference, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
@@ -57,7 +56,7 @@ pub fn volume(raw: &RawValue) -> Result<Volume, Skipped> {
     volume_of(object)
 }
 
-/// The directory of a volume that cannot be read otherwise: nobody is to take it for one that no volume owns.
+/// The directory of a volume that cannot be read otherwise.
 fn path_of(raw: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct Object {
@@ -74,8 +73,7 @@ fn path_of(raw: &RawValue) -> Option<String> {
         path: String,
     }
     let Object { spec } = serde_json::from_str(raw.get()).ok()?;
-    let Source { path } = spec.host_path.or(spec.local)?;
-    path::normalize(&path).ok()
+    spec.host_path.or(spec.local).map(|source| source.path)
 }
 
 fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
@@ -145,7 +143,7 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
                 claim: claim.map(|claim| (claim.namespace, claim.name)),
                 storage_class,
                 source: Some(source),
-                path: path::normalize(&path).ok(),
+                path: Some(path),
                 phase,
                 reclaim_policy,
                 created_unix_seconds,
@@ -648,10 +646,98 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_volume_that_is_left_out() {
+        let facts = |spec: &str| {
+            let skipped = volume_with(spec).expect_err("it is left out");
+            skipped.facts.map(|facts| *facts)
+        };
+        let strange = facts(r#""capacity":5,"hostPath":{"path":"/a/../b"}"#).expect("it has a name");
+        assert_eq!(strange.path.as_deref(), Some("/a/../b"));
+        assert_eq!(facts(r#""capacity":5,"hostPath":5"#).expect("it has a name").path, None);
+        let block = facts(
+            r#""capacity":{"storage":"1"},"local":{"path":"/dev/sdb"},"volumeMode":"Block","storageClassName":"c",
+               "persistentVolumeReclaimPolicy":"Retain","claimRef":{"namespace":"ns","name":"claim"}"#,
+        );
+        let expected = SkippedFacts {
+            claim: Some(("ns".to_owned(), "claim".to_owned())),
+            storage_class: "c".to_owned(),
+            source: Some(SourceKind::Local),
+            path: Some("/dev/sdb".to_owned()),
+            reclaim_policy: "Retain".to_owned(),
+            ..SkippedFacts::default()
+        };
+        assert_eq!(block, Some(expected));
+        let elsewhere = facts(r#""capacity":{"storage":"1"},"nfs":{"path":"/b","server":"s"}"#);
+        assert_eq!(elsewhere, None, "it is not ours to tell of");
+    }
+
+    #[test]
+    fn what_a_claim_says() {
+        let keys = BTreeSet::from(["team".to_owned()]);
+        let read = |json: &str| claim(&raw(json), &keys);
+        let bound = read(
+            r#"{"metadata":{"name":"c","namespace":"ns","uid":"u","labels":{"team":"a","other":"b"},
+                "annotations":{"lp-exporter/alert-percent":"80","other":"x"}},
+                "spec":{"volumeName":"pv","resources":{"requests":{"storage":"1Ki"}}},"status":{"phase":"Bound"}}"#,
+        )
+        .expect("it is a claim");
+        assert_eq!((bound.volume.as_deref(), bound.is_lost), (Some("pv"), false));
+        assert_eq!(
+            (bound.requested_bytes, bound.alert_percent()),
+            (Some(1024), Ok(Some(80)))
+        );
+        assert_eq!(
+            bound.labels,
+            BTreeMap::from([("team".to_owned(), "a".to_owned())]),
+            "no more is kept than is looked at"
+        );
+        let lost =
+            read(r#"{"metadata":{"name":"c","namespace":"ns"},"spec":{"volumeName":""},"status":{"phase":"Lost"}}"#);
+        let lost = lost.expect("it is a claim");
+        assert_eq!((lost.volume, lost.is_lost, lost.requested_bytes), (None, true, None));
+        assert_eq!(
+            read(r#"{"metadata":{"name":"c"},"spec":7}"#).expect_err("it is none").0,
+            "c"
+        );
+    }
+
+    #[test]
+    fn where_a_pod_runs_and_what_it_mounts() {
+        let check = |spec: &str, phase: &str, expected: Option<(&[&str], bool)>| {
+            let pod = pod_on_node(&raw(&format!(
+                r#"{{"metadata":{{"name":"p","namespace":"ns"}},"spec":{{{spec}}},"status":{{"phase":{phase:?}}}}}"#
+            )));
+            let told = pod.map(|pod| {
+                assert_eq!((pod.namespace.as_str(), pod.node.as_str()), ("ns", "n"));
+                (pod.claims, pod.has_ended)
+            });
+            let expected =
+                expected.map(|(claims, ended)| (claims.iter().map(|one| (*one).to_owned()).collect(), ended));
+            assert_eq!(told, expected, "{spec} {phase}");
+        };
+        let mounts = r#""nodeName":"n","volumes":[{"name":"v","persistentVolumeClaim":{"claimName":"c"}},
+            {"name":"e","ephemeral":{"volumeClaimTemplate":{"spec":{}}}},{"name":"x","emptyDir":{}}]"#;
+        check(mounts, "Running", Some((&["c", "p-e"], false)));
+        check(mounts, "Pending", Some((&["c", "p-e"], false)));
+        check(mounts, "Succeeded", Some((&["c", "p-e"], true)));
+        check(mounts, "Failed", Some((&["c", "p-e"], true)));
+        check(r#""nodeName":"n""#, "Running", None);
+        check(
+            r#""nodeName":"n","volumes":[{"name":"x","emptyDir":{}}]"#,
+            "Running",
+            None,
+        );
+        check(&mounts.replace(r#""n""#, r#""""#), "Pending", None);
+        check(&mounts.replace(r#""nodeName":"n","#, ""), "Pending", None);
+        assert_eq!(pod_on_node(&raw(r#"{"metadata":7}"#)), None);
+    }
+
+    #[test]
     fn an_object_without_a_name_is_told_too() {
         let skipped = volume(&raw(r#"{"metadata":7}"#)).expect_err("it is no volume");
         assert_eq!(skipped.persistent_volume, "(no readable name)");
         assert_eq!(skipped.reason, SkipReason::Undecodable);
+        assert_eq!(skipped.facts, None, "two of them would be one series");
     }
 
     #[test]

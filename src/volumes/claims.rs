@@ -79,14 +79,17 @@ pub struct Claims {
 impl Claims {
     /// Arranges the claims.
     pub fn new(claims: impl IntoIterator<Item = Claim>) -> Claims {
-        let mut by_namespace: HashMap<String, HashMap<String, Claim>> = HashMap::new();
-        for claim in claims {
-            by_namespace
-                .entry(claim.reference.namespace.clone())
-                .or_default()
-                .insert(claim.reference.name.clone(), claim);
-        }
-        Claims { by_namespace }
+        let mut arranged = Claims::default();
+        claims.into_iter().for_each(|claim| arranged.add(claim));
+        arranged
+    }
+
+    /// Takes one more claim.
+    pub fn add(&mut self, claim: Claim) {
+        self.by_namespace
+            .entry(claim.reference.namespace.clone())
+            .or_default()
+            .insert(claim.reference.name.clone(), claim);
     }
 
     /// The claim that a volume is bound to, as long as it is there. A claim that was deleted and made again under the same

@@ -129,7 +129,7 @@ pub fn plan(
                 by_node.entry(node).or_default().push(placed);
             }
             Err((reason, detail)) => {
-                let (name, facts) = facts(volume, claim, path, &placement, nodes, selection);
+                let (name, facts) = facts(volume, claim, &placement, nodes, selection);
                 plan.other_nodes.extend(facts.node.clone());
                 plan.skipped.push(Skipped {
                     persistent_volume: name,
@@ -228,7 +228,6 @@ fn placed(
 fn facts(
     volume: Volume,
     claim: Option<&Claim>,
-    path: Option<String>,
     placement: &Placement,
     nodes: &[Node],
     selection: &Selection,
@@ -242,7 +241,7 @@ fn facts(
         storage_class: volume.storage_class,
         node,
         source: Some(volume.source),
-        path,
+        path: Some(volume.path),
         phase: volume.phase,
         reclaim_policy: volume.reclaim_policy,
         created_unix_seconds: volume.created_unix_seconds,

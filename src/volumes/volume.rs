@@ -334,7 +334,8 @@ pub struct SkippedFacts {
     pub node: Option<String>,
     /// Which source names the directory.
     pub source: Option<SourceKind>,
-    /// The directory in normal form, where it has one.
+    /// The directory as the source spells it, also of a volume that cannot be read otherwise: nobody is to take it for one
+    /// that no volume owns.
     pub path: Option<String>,
     /// The volume's phase.
     pub phase: String,
