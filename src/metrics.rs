@@ -580,3 +580,57 @@ fn finish(mut exposition: Exposition, run: &Run) -> Body {
     exposition.family(&BUILD_INFO, [([VERSION], 1.0)]);
     exposition.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::volume::SkipReason;
+
+    /// What is told of volumes that are left out: as much as is known, with the same labels as the others.
+    #[test]
+    fn facts_of_volumes_that_are_left_out() {
+        let skipped = |name: &str, reason: SkipReason, facts: Option<SkippedFacts>| Skipped {
+            persistent_volume: name.to_owned(),
+            reason,
+            detail: String::new(),
+            facts: facts.map(Box::new),
+        };
+        let known = SkippedFacts {
+            claim: Some(("shop".to_owned(), "data".to_owned())),
+            storage_class: "fast".to_owned(),
+            node: Some("n1".to_owned()),
+            source: Some(SourceKind::Local),
+            phase: "Bound".to_owned(),
+            reclaim_policy: "Retain".to_owned(),
+            created_unix_seconds: Some(1_700_000_000),
+            shared: true,
+            claim_labels: vec!["a".to_owned()],
+            ..SkippedFacts::default()
+        };
+        let plan = Plan {
+            skipped: vec![
+                skipped("known", SkipReason::FilteredByNode, Some(known)),
+                skipped("strange", SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped("nfs", SkipReason::NotNodeLocal, None),
+            ],
+            ..Plan::default()
+        };
+        let mut exposition = Exposition::new();
+        facts(&mut exposition, &plan, &["label_team".to_owned()]);
+        let text = exposition.finish().text();
+        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            series,
+            [
+                "local_volume_info{namespace=\"shop\",persistentvolumeclaim=\"data\",persistentvolume=\"known\",\
+                 storageclass=\"fast\",node=\"n1\",phase=\"Bound\",reclaim_policy=\"Retain\",type=\"local\",\
+                 shared=\"true\",reason=\"filtered_by_node\",label_team=\"a\"} 1",
+                "local_volume_info{namespace=\"\",persistentvolumeclaim=\"\",persistentvolume=\"strange\",\
+                 storageclass=\"\",node=\"\",phase=\"\",reclaim_policy=\"\",type=\"\",shared=\"false\",\
+                 reason=\"undecodable\",label_team=\"\"} 1",
+                "local_volume_created_timestamp_seconds{namespace=\"shop\",persistentvolumeclaim=\"data\",\
+                 persistentvolume=\"known\",storageclass=\"fast\",node=\"n1\"} 1700000000",
+            ]
+        );
+    }
+}

@@ -19,6 +19,7 @@ pub(crate) fn log_plan(plan: &Plan) {
         volumes_listed = plan.volumes_listed(),
         volumes_planned = plan.volumes_planned(),
         nodes = plan.nodes.len(),
+        nodes_not_scanned = plan.nodes_not_scanned.len(),
         "planned"
     );
     log_oddities(plan);

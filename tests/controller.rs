@@ -1228,6 +1228,74 @@ scenarios! {
         ..WELL
     };
 
+    /// Each maker writes volumes of its own shape; all lie on node-3.
+    volumes_of_every_shape_are_measured: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-3", |node| {
+                node["metadata"]["labels"]["kubernetes.io/hostname"] = "host-3".into();
+                node["metadata"]["labels"]["example.com/rack"] = "r3".into();
+            });
+            let affinity = |terms: Value| json!({"required": {"nodeSelectorTerms": terms}});
+            let by = |key: &str, operator: &str, values: Value| {
+                json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}])
+            };
+            let hostname = "kubernetes.io/hostname";
+            let fields = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-3"]}]}]);
+            let shapes = [
+                ("label", Some(affinity(by(hostname, "In", json!(["host-3"]))))),
+                ("old", Some(affinity(by(hostname, "In", json!(["node-3"]))))),
+                ("v0-0-29", Some(affinity(fields))),
+                ("other-key", Some(affinity(by("example.com/rack", "In", json!(["r3"]))))),
+                ("not-in", Some(affinity(by(hostname, "NotIn", json!(["node-1", "node-2"]))))),
+                ("shared", None),
+            ];
+            for (shape, affinity) in shapes {
+                let volume = Volume::local_path("node-3", "shape", shape, "1Gi");
+                stage.add(&volume);
+                stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+                    volume["spec"]["nodeAffinity"] = affinity.unwrap_or(Value::Null);
+                    // Made by hand, but for the shared one, which says where its first pod ran.
+                    if shape != "shared" {
+                        volume["metadata"]["annotations"] = Value::Null;
+                    }
+                });
+            }
+            for (claim, phase) in [("available", "Available"), ("released", "Released"), ("failed", "Failed")] {
+                let volume = Volume { phase, ..Volume::local_path("node-3", "phase", claim, "1Gi") };
+                stage.add(&volume);
+                let affinity = affinity(by(hostname, "In", json!(["host-3"])));
+                stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+                    volume["spec"]["nodeAffinity"] = affinity;
+                    if phase == "Available" {
+                        volume["spec"].as_object_mut().expect("a spec").remove("claimRef");
+                    }
+                });
+            }
+            // One directory, and one inside of it.
+            let outer = Volume::local_path("node-3", "shape", "label", "1Gi");
+            for (claim, path) in [("same", outer.path.clone()), ("inner", format!("{}//./inner/", outer.path))] {
+                stage.add(&Volume { path, ..Volume::local_path("node-3", "nested", claim, "1Gi") });
+            }
+        },
+        arguments: &["--strict"],
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "label"), ("node", "node-3")], Some(16384.0)),
+            (USED, &[("persistentvolumeclaim", "old"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "v0-0-29"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "other-key"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "not-in"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "shared"), ("node", "node-3")], Some(8192.0)),
+            (INFO, &[("persistentvolumeclaim", "shared"), ("shared", "true")], Some(1.0)),
+            (USED, &[("persistentvolumeclaim", "released"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "failed"), ("node", "node-3")], Some(8192.0)),
+            (INFO, &[("persistentvolumeclaim", ""), ("phase", "Available"), ("node", "node-3")], Some(1.0)),
+            (USED, &[("persistentvolumeclaim", "same"), ("node", "node-3")], Some(16384.0)),
+            (USED, &[("persistentvolumeclaim", "inner"), ("node", "node-3")], Some(8192.0)),
+            ("lp_exporter_volumes_measured", &[("state", "complete")], Some(14.0)),
+        ],
+        ..WELL
+    };
+
     what_claims_want: Case {
         prepare: |stage| {
             stage.change("persistentvolumeclaims", "shop", "data", |claim| {

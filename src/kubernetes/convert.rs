@@ -215,7 +215,11 @@ pub fn claim(raw: &RawValue, label_keys: &BTreeSet<String>) -> Result<Claim, (St
         is_lost: object.status.and_then(|status| status.phase).as_deref() == Some("Lost"),
         requested_bytes: requested.and_then(|storage| quantity::parse_bytes(&storage.0).ok()),
         labels,
-        alert_percent: annotations.unwrap_or_default().remove(ALERT_PERCENT_ANNOTATION),
+        // Whoever owns the claim may write 256 KiB here.
+        alert_percent: annotations
+            .unwrap_or_default()
+            .get(ALERT_PERCENT_ANNOTATION)
+            .map(|text| text.chars().take(TEXT_MAX_CHARS).collect()),
     })
 }
 

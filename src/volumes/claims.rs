@@ -56,8 +56,8 @@ impl Claim {
         let Some(text) = self.alert_percent.as_deref() else {
             return Ok(None);
         };
-        // A sign or a space is no digit: `+5` is nothing that anyone means.
-        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        // `+5` and `0080` are nothing that anyone means.
+        let is_plain = text.len() <= 3 && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<u8>() {
             Ok(percent) if is_plain && (1..=100).contains(&percent) => Ok(Some(percent)),
             _ => Err(format!(
@@ -173,6 +173,7 @@ mod tests {
             (Some("256"), None),
             (Some("-5"), None),
             (Some("+5"), None),
+            (Some("0080"), None),
             (Some("80%"), None),
             (Some(" 80"), None),
             (Some("8e1"), None),
