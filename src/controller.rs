@@ -481,7 +481,7 @@ impl Session<'_> {
         let found = tokio::time::timeout(deadlines.controller_clock / 2, self.find());
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
-        log_plan(&found.plan);
+        log_plan(&found.plan, &self.config.selection);
         let names = self.config.selection.claim_labels.names();
         let capacities = metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.collect, names);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);

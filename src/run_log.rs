@@ -8,13 +8,14 @@ use tracing::{debug, info, warn};
 use crate::metrics::Report;
 use crate::tracker::Outcome;
 use crate::volumes::plan::Plan;
+use crate::volumes::selection::Selection;
 use crate::volumes::volume::{SkipReason, Skipped};
 
 /// Names that a line of the log shows.
 const NAMES_SHOWN: usize = 20;
 
 /// Logs the plan: how much there is to do, and what is left out, by reason.
-pub(crate) fn log_plan(plan: &Plan) {
+pub(crate) fn log_plan(plan: &Plan, selection: &Selection) {
     info!(
         volumes_listed = plan.volumes_listed(),
         volumes_planned = plan.volumes_planned(),
@@ -23,6 +24,12 @@ pub(crate) fn log_plan(plan: &Plan) {
         "planned"
     );
     log_oddities(plan);
+    for node in &selection.only_nodes {
+        if let Some(reason) = plan.nodes_not_scanned.get(node) {
+            let reason = reason.as_str();
+            warn!(node, reason, "this run was asked for a node to which no worker is sent");
+        }
+    }
     let mut by_reason: BTreeMap<SkipReason, Vec<&Skipped>> = BTreeMap::new();
     for skipped in &plan.skipped {
         by_reason.entry(skipped.reason).or_default().push(skipped);

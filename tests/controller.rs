@@ -1132,6 +1132,16 @@ scenarios! {
         ..WELL
     };
 
+    a_run_for_a_node_without_volumes: Case {
+        prepare: |stage| stage.add_node("node-4"),
+        arguments: &["--only-node=node-4"],
+        says: &["asked for a node to which no worker is sent", "node-4", "no_volumes"],
+        samples: &[(NODE_VOLUMES, &[("reason", "not_asked")], Some(3.0))],
+        jobs_made: Some(&[]),
+        pushes: (true, false),
+        ..WELL
+    };
+
     a_run_for_a_node_that_is_not_there: Case {
         arguments: &["--only-node=node-1", "--only-node=nod-2"],
         code: 2,
