@@ -1349,7 +1349,7 @@ scenarios! {
             again["spec"].as_object_mut().expect("a spec").remove("volumeName");
             again["status"] = json!({"phase": "Pending"});
             stage.server.put(again);
-            stage.change("persistentvolumes", "", &first_volume("shop", "data"), |volume| {
+            stage.change("persistentvolumes", "", &volume_of("shop", "data"), |volume| {
                 volume["status"]["phase"] = "Released".into();
             });
             let mut lost = Volume::local_path("node-1", "shop", "lost", "1Gi").claim();
@@ -1485,7 +1485,7 @@ scenarios! {
 }
 
 /// The name of the PersistentVolume of a claim.
-fn first_volume(namespace: &str, claim: &str) -> String {
+fn volume_of(namespace: &str, claim: &str) -> String {
     Volume::local_path("", namespace, claim, "1Gi").persistentvolume
 }
 
