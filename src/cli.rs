@@ -12,6 +12,9 @@ use lp_measure::{Config, Rotating};
 
 use crate::pushgateway::GroupingLabel;
 use crate::summary::TERMINATION_MESSAGE_PATH;
+use crate::volumes::collect::Collected;
+use crate::volumes::selection::ScanNodes;
+use crate::volumes::selector::Selector;
 
 /// The base directories that the makers of node-local volumes use, if nothing else is given: local-path-provisioner; k3s;
 /// kind, Talos and Docker Desktop; OpenEBS LocalPV hostpath; MicroK8s; minikube; the static provisioner. A long list costs
@@ -51,7 +54,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// One run over the cluster: plan, measure every node, report
-    Controller(ControllerArguments),
+    Controller(Box<ControllerArguments>),
     /// Measure the volumes of one node: what the controller's Jobs run
     Worker(WorkerArguments),
     /// Measure directories of this machine, without a cluster
@@ -118,6 +121,86 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which volumes and nodes are measured. Left out, every one that can be.
+#[derive(Args, Clone)]
+pub struct SelectionArguments {
+    /// Measure volumes of this storage class only; repeatable
+    #[arg(
+        long = "storage-class",
+        env = "LP_EXPORTER_STORAGE_CLASSES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub storage_classes: Vec<String>,
+
+    /// Measure volumes of claims in this namespace only; repeatable
+    #[arg(
+        long = "claim-namespace",
+        env = "LP_EXPORTER_CLAIM_NAMESPACES",
+        value_name = "NAMESPACE",
+        value_delimiter = ','
+    )]
+    pub claim_namespaces: Vec<String>,
+
+    /// Measure volumes of claims with these labels only, written as for kubectl -l; given several times, all have to hold
+    #[arg(long = "claim-selector", env = "LP_EXPORTER_CLAIM_SELECTOR", value_name = "SELECTOR")]
+    pub claim_selectors: Vec<Selector>,
+
+    /// Measure volumes on this node only; repeatable
+    #[arg(long = "node", env = "LP_EXPORTER_NODES", value_name = "NODE", value_delimiter = ',')]
+    pub nodes: Vec<String>,
+
+    /// Measure this node only in this run, and leave what is known of the others as it is; repeatable
+    #[arg(
+        long = "only-node",
+        env = "LP_EXPORTER_ONLY_NODES",
+        value_name = "NODE",
+        value_delimiter = ','
+    )]
+    pub only_nodes: Vec<String>,
+
+    /// The nodes to visit: with-volumes, or all, which finds directories that no volume owns on the other nodes too
+    #[arg(
+        long,
+        env = "LP_EXPORTER_SCAN_NODES",
+        value_name = "WHICH",
+        default_value = "with-volumes"
+    )]
+    pub scan_nodes: ScanNodes,
+
+    /// Find the node of a volume that does not name one by the pods that mount its claim; needs the right to list pods of
+    /// the whole cluster
+    #[arg(long, env = "LP_EXPORTER_LOCATE_BY_PODS", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true)]
+    pub locate_by_pods: bool,
+}
+
+/// What is told of volumes and nodes.
+#[derive(Args, Clone)]
+pub struct TellingArguments {
+    /// The families to collect: volumes, inodes, apparent, filesystems, orphans, facts; repeatable
+    #[arg(
+        long,
+        env = "LP_EXPORTER_COLLECT",
+        value_name = "FAMILIES",
+        value_delimiter = ',',
+        default_values = Collected::ALL.map(Collected::as_str)
+    )]
+    pub collect: Vec<Collected>,
+
+    /// How old a directory has to be to count as one that no volume owns
+    #[arg(long, env = "LP_EXPORTER_ORPHAN_AGE", value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub orphan_age: Duration,
+
+    /// A label of the claims that is told with each volume's facts; repeatable
+    #[arg(
+        long = "claim-label",
+        env = "LP_EXPORTER_CLAIM_LABELS",
+        value_name = "KEY",
+        value_delimiter = ','
+    )]
+    pub claim_labels: Vec<String>,
+}
+
 /// The controller's flags.
 #[derive(Args)]
 pub struct ControllerArguments {
@@ -134,6 +217,14 @@ pub struct ControllerArguments {
         default_values = DEFAULT_BASE_PATHS
     )]
     pub base_paths: Vec<String>,
+
+    #[command(flatten)]
+    /// What to measure.
+    pub selection: SelectionArguments,
+
+    #[command(flatten)]
+    /// What to tell.
+    pub telling: TellingArguments,
 
     /// The time between two runs, as the CronJob's schedule has it; every deadline follows from it
     #[arg(long, env = "LP_EXPORTER_INTERVAL", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]

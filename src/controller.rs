@@ -17,13 +17,15 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, FuturesUnordered, StreamExt};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
+use crate::cli::{
+    ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments, SelectionArguments, TellingArguments,
+};
 use crate::deadlines::{Deadlines, JobClock, deadlines};
 use crate::exit::Exit;
 use crate::exposition::Body;
@@ -37,11 +39,17 @@ use crate::pushgateway::group::{self, NODE_LABEL};
 use crate::pushgateway::{Group, GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
+use crate::text::one_line;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
+use crate::volumes::claims::Claims;
+use crate::volumes::collect::Collect;
 use crate::volumes::node_plan::Run;
 use crate::volumes::path::BasePaths;
-use crate::volumes::plan::{Claims, Plan, plan};
-use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
+use crate::volumes::plan::{Plan, Surroundings, plan};
+use crate::volumes::pods::{PodPlaces, needs_pods};
+use crate::volumes::selection::{ClaimLabels, Selection};
+use crate::volumes::selector::Selector;
+use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped, Volume};
 use crate::worker::{pushgateway, unix_seconds};
 
 /// The name of the instance where no CronJob gives one.
@@ -57,6 +65,8 @@ const LAST_STEPS_BUDGET: Duration = Duration::from_secs(6);
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// The longest message that names what people wrote.
+const MESSAGE_MAX_CHARS: usize = 1000;
 /// Requests of one kind that are under way at once.
 const REQUESTS_AT_ONCE: usize = 10;
 
@@ -65,6 +75,9 @@ struct Config {
     pushgateway: Pushgateway,
     grouping_labels: GroupingLabels,
     base_paths: BasePaths,
+    selection: Selection,
+    locate_by_pods: bool,
+    collect: Collect,
     interval: Duration,
     parallel_jobs: usize,
     template: Template,
@@ -135,6 +148,8 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
     let ControllerArguments {
         push,
         base_paths,
+        selection,
+        telling,
         interval,
         parallel_jobs,
         job_template,
@@ -153,15 +168,36 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         }
     };
     let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
+    let TellingArguments {
+        collect,
+        // The worker's matter; its plan carries it.
+        orphan_age: _,
+        claim_labels,
+    } = telling;
+    let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
+    let (selection, locate_by_pods) = select(selection, claim_labels);
     // Refuses what cannot be before anything is asked of anybody.
     deadlines(interval, None)?;
     let push_of_worker = push.clone();
     let (pushgateway, grouping_labels) = pushgateway(push)?;
+    let told = selection.claim_labels.names();
+    if let Some(name) = grouping_labels
+        .names()
+        .find(|name| told.iter().any(|told| told == name))
+    {
+        anyhow::bail!(
+            "the grouping label {name} has the name of a label that --claim-label tells, and would overwrite it: choose \
+             another name, or leave one of them away"
+        );
+    }
     let worker_environment = worker_environment(&push_of_worker, &pushgateway, &grouping_labels, log);
     Ok(Config {
         pushgateway,
         grouping_labels,
         base_paths,
+        selection,
+        locate_by_pods,
+        collect: Collect::new(collect),
         interval,
         parallel_jobs: parallel_jobs.get(),
         template,
@@ -171,6 +207,35 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         namespace,
         pod_name,
     })
+}
+
+/// The names in a list that people write: a variable that is set to nothing holds none.
+fn set(names: Vec<String>) -> BTreeSet<String> {
+    let names = names.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+/// What is to be measured, and whether pods are asked where volumes lie.
+pub(crate) fn select(arguments: SelectionArguments, claim_labels: ClaimLabels) -> (Selection, bool) {
+    let SelectionArguments {
+        storage_classes,
+        claim_namespaces,
+        claim_selectors,
+        nodes,
+        only_nodes,
+        scan_nodes,
+        locate_by_pods,
+    } = arguments;
+    let selection = Selection {
+        storage_classes: set(storage_classes),
+        namespaces: set(claim_namespaces),
+        nodes: set(nodes),
+        claim_selector: Selector::all(claim_selectors),
+        only_nodes: set(only_nodes),
+        scan_nodes,
+        claim_labels,
+    };
+    (selection, locate_by_pods)
 }
 
 /// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
@@ -415,9 +480,10 @@ impl Session<'_> {
         let mut stopped = self.stopped.clone();
         let found = tokio::time::timeout(deadlines.controller_clock / 2, self.find());
         let found = until_stopped(&mut stopped, found).await?;
-        let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2)))?;
-        log_plan(&found.plan);
-        let capacities = metrics::capacity_group(&found.plan, &self.run, *interval);
+        let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
+        log_plan(&found.plan, &self.config.selection);
+        let names = self.config.selection.claim_labels.names();
+        let capacities = metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.collect, names);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
         let key = self.key(group::CONTROLLER_JOB);
         let pushed = self.config.pushgateway.put(&key, &capacities, first_push_budget);
@@ -464,7 +530,11 @@ impl Session<'_> {
     }
 
     /// Lists everything and plans. The watches begin here, so that nothing that happens from now on is missed.
-    async fn find(&self) -> Result<Found, ApiError> {
+    async fn find(&self) -> Result<Found, RunError> {
+        let Config {
+            base_paths, selection, ..
+        } = self.config;
+        let label_keys = selection.label_keys();
         let instance = &self.identity.instance;
         let mut events = stream::select_all([
             events::nodes(self.cluster),
@@ -474,7 +544,8 @@ impl Session<'_> {
         .boxed();
         let (volumes, claims, first) = tokio::try_join!(
             self.cluster.list::<PersistentVolume, _>(convert::volume),
-            self.cluster.list::<PersistentVolumeClaim, _>(convert::claim),
+            self.cluster
+                .list::<PersistentVolumeClaim, _>(|raw| convert::claim(raw, &label_keys)),
             first_lists(&mut events),
         )?;
         let FirstLists {
@@ -504,13 +575,43 @@ impl Session<'_> {
                 None
             }
         }));
-        let plan = plan(readable, skipped, &claims, &nodes, &self.config.base_paths);
+        check_only_nodes(selection, &nodes)?;
+        let pods = self.pods(&readable, &claims).await?;
+        let surroundings = Surroundings {
+            claims: &claims,
+            nodes: &nodes,
+            pods: pods.as_ref(),
+        };
+        let plan = plan(readable, skipped, surroundings, base_paths, selection);
         Ok(Found {
             plan,
             is_complete,
             events,
             seen,
         })
+    }
+
+    /// Where the pods run of those claims whose volumes say nothing of their node, if pods are to be asked.
+    async fn pods(&self, volumes: &[Volume], claims: &Claims) -> Result<Option<PodPlaces>, ApiError> {
+        if !self.config.locate_by_pods {
+            return Ok(None);
+        }
+        let claims = volumes
+            .iter()
+            .filter(|volume| needs_pods(volume))
+            .filter_map(|volume| claims.of(volume))
+            .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
+        let mut places = PodPlaces::of_claims(claims);
+        // Nobody is asked for what nothing needs.
+        if !places.is_empty() {
+            let listed = self.cluster.list::<Pod, ()>(|raw| {
+                if let Some(pod) = convert::pod_on_node(raw) {
+                    places.see(pod);
+                }
+            });
+            listed.await.map_err(name_the_component)?;
+        }
+        Ok(Some(places))
     }
 
     /// Sends a worker to each node and follows them to their end. Returns what became of each node, and the error that
@@ -651,12 +752,9 @@ impl Session<'_> {
     }
 
     fn expected(&self, plan: &Plan) -> Vec<Expected> {
-        let bases_of = |volumes: &[crate::volumes::plan::PlacedVolume]| {
-            let bases: BTreeSet<usize> = volumes.iter().map(|volume| volume.base).collect();
-            bases
-                .into_iter()
-                .map(|base| self.config.base_paths.as_slice()[base].clone())
-                .collect()
+        let bases_of = |bases: &[usize]| {
+            let paths = self.config.base_paths.as_slice();
+            bases.iter().map(|base| paths[*base].clone()).collect()
         };
         plan.nodes
             .iter()
@@ -664,7 +762,7 @@ impl Session<'_> {
                 node: node.name.clone(),
                 disk_pressure: node.disk_pressure,
                 unmeasurable: node.unmeasurable.clone(),
-                bases: bases_of(&node.volumes),
+                bases: bases_of(&node.bases),
             })
             .collect()
     }
@@ -797,11 +895,14 @@ impl Session<'_> {
             if is_early {
                 return Ok(());
             }
-            let (key, success) = (
-                self.key(group::SUCCESS_JOB),
-                metrics::success_group(&self.run, unix_seconds()),
-            );
-            pushgateway.put(&key, &success, self.left(deadlines)).await?;
+            // A run for some nodes has not done the work of a run.
+            if !self.config.selection.is_partial() {
+                let (key, success) = (
+                    self.key(group::SUCCESS_JOB),
+                    metrics::success_group(&self.run, unix_seconds()),
+                );
+                pushgateway.put(&key, &success, self.left(deadlines)).await?;
+            }
             let tidied = self.tidy(report.plan, capacities, is_complete);
             if tokio::time::timeout(self.left(deadlines), tidied).await.is_err() {
                 warn!("not everything could be retired in time; the next run retires what is left");
@@ -855,7 +956,7 @@ impl Session<'_> {
                 warn!("{error}");
             }
         }
-        if !is_complete {
+        if !is_complete || self.config.selection.is_partial() {
             return;
         }
         for key in groups_to_retire(&groups, grouping_labels, &plan.nodes_with_volumes()) {
@@ -865,6 +966,39 @@ impl Session<'_> {
             }
         }
     }
+}
+
+/// Says where the right to list pods is to be had: only `--locate-by-pods` needs it.
+fn name_the_component(error: ApiError) -> ApiError {
+    let cause = match error.cause {
+        ApiCause::Forbidden(message) => ApiCause::Forbidden(format!(
+            "{message}; --locate-by-pods needs it: add the component manifests/components/locate-by-pods, or leave the flag \
+             away"
+        )),
+        other => other,
+    };
+    ApiError { cause, ..error }
+}
+
+/// Refuses a run for a node that is not there: a mistyped name would measure nothing and say nothing.
+fn check_only_nodes(selection: &Selection, nodes: &[Node]) -> Result<(), RunError> {
+    let is_there = |name: &&String| nodes.iter().any(|node| node.name == **name);
+    let missing: Vec<&str> = selection
+        .only_nodes
+        .iter()
+        .filter(|name| !is_there(name))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(RunError::BadConfiguration(one_line(
+        &format!(
+            "could not find the nodes of --only-node in the cluster: {}; write them as kubectl get nodes does",
+            missing.join(", ")
+        ),
+        MESSAGE_MAX_CHARS,
+    )))
 }
 
 fn too_slow(time: Duration) -> ApiError {

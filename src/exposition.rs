@@ -51,10 +51,36 @@ impl Exposition {
         family: &Family,
         samples: impl IntoIterator<Item = ([Label; LABELS], f64)>,
     ) {
+        self.family_with(
+            family,
+            &[],
+            samples.into_iter().map(|(values, value)| (values, &[][..], value)),
+        );
+    }
+
+    /// As [`Exposition::family`], with labels that are known only now: their names, and their values in each sample.
+    ///
+    /// # Panics
+    /// If the samples carry another number of labels than the family and the names, which no input can cause.
+    pub fn family_with<'a, const LABELS: usize, Label: AsRef<str>>(
+        &mut self,
+        family: &Family,
+        names: &[String],
+        samples: impl IntoIterator<Item = ([Label; LABELS], &'a [String], f64)>,
+    ) {
         assert_eq!(family.labels.len(), LABELS, "label values for {}", family.name);
+        let names: Vec<&str> = family
+            .labels
+            .iter()
+            .copied()
+            .chain(names.iter().map(String::as_str))
+            .collect();
         let mut samples = samples
             .into_iter()
-            .map(|(values, value)| metric(family.labels, &values, value))
+            .map(|(values, more, value)| {
+                let values = values.iter().map(Label::as_ref).chain(more.iter().map(String::as_str));
+                metric(&names, values, value)
+            })
             .peekable();
         let mut encoded = MetricFamily::default();
         encoded.set_name(family.name.to_owned());
@@ -127,17 +153,22 @@ impl Body {
 /// So many samples exist as encoder objects at one time (each some hundred bytes).
 const SAMPLES_IN_A_CHUNK: usize = 256;
 
-fn metric<Label: AsRef<str>>(names: &[&str], values: &[Label], value: f64) -> Metric {
-    let labels = names.iter().zip(values).map(|(name, value)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).to_owned());
-        pair.set_value(value.as_ref().to_owned());
-        pair
-    });
+fn metric<'a>(names: &[&str], values: impl Iterator<Item = &'a str>, value: f64) -> Metric {
+    let labels: Vec<LabelPair> = names
+        .iter()
+        .zip(values)
+        .map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value.to_owned());
+            pair
+        })
+        .collect();
+    assert_eq!(labels.len(), names.len(), "a value for each of {names:?}");
     let mut gauge = Gauge::default();
     gauge.set_value(value);
     let mut metric = Metric::from_gauge(gauge);
-    metric.set_label(labels.collect());
+    metric.set_label(labels);
     metric
 }
 

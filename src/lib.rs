@@ -14,7 +14,7 @@
 //! machine. [`cli`] is their command line, [`exit`] how they end.
 //!
 //! What decides is pure, without clock, network or disk:
-//! - [`volumes`]: quantities, paths, node affinity, placement, and the plan. It knows no Kubernetes type.
+//! - [`volumes`]: quantities, paths, node affinity, claims, filters, placement, and the plan. No Kubernetes type.
 //!   [`volumes::node_plan`] is the seam between the two programs.
 //! - [`deadlines`]: every deadline of a run, from its interval.
 //! - [`tracker`]: what becomes of each node, from the events of the cluster.
@@ -72,7 +72,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Controller(arguments) => {
             log_to_stderr(arguments.log);
-            controller::main(arguments).into()
+            controller::main(*arguments).into()
         }
         Command::Worker(arguments) => {
             log_to_stderr(arguments.log);

@@ -10,8 +10,10 @@ use lp_measure::{Measurement, State};
 
 use crate::exposition::{Body, Exposition, Family};
 use crate::tracker::Outcome;
+use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
 use crate::volumes::plan::{PlacedVolume, Plan};
+use crate::volumes::volume::{Skipped, SkippedFacts, SourceKind};
 
 /// The labels of every metric about a volume.
 pub const VOLUME_LABELS: &[&str] = &[
@@ -34,7 +36,7 @@ const REQUESTED: Family = Family {
 };
 const VOLUME_INFO: Family = Family {
     name: "local_volume_info",
-    help: "Facts of a volume; always 1.",
+    help: "Facts of a volume, and why it is left out if it is; always 1.",
     labels: &[
         "namespace",
         "persistentvolumeclaim",
@@ -45,7 +47,23 @@ const VOLUME_INFO: Family = Family {
         "reclaim_policy",
         "type",
         "shared",
+        "reason",
     ],
+};
+const CREATED: Family = Family {
+    name: "local_volume_created_timestamp_seconds",
+    help: "When the PersistentVolume was made, in seconds since 1970, by the API server's clock.",
+    labels: VOLUME_LABELS,
+};
+const ALERT_PERCENT: Family = Family {
+    name: "local_volume_alert_percent",
+    help: "The share of its capacity above which the volume's claim wants to be told, in percent.",
+    labels: VOLUME_LABELS,
+};
+const ALERT_DISABLED: Family = Family {
+    name: "local_volume_alert_disabled",
+    help: "A volume whose claim wants no alerts; always 1.",
+    labels: VOLUME_LABELS,
 };
 const USED: Family = Family {
     name: "local_volume_stats_used_bytes",
@@ -112,8 +130,23 @@ const INTERVAL: Family = Family {
 };
 const NODE_EXPECTED: Family = Family {
     name: "lp_exporter_node_expected",
-    help: "A node that holds volumes and is to be measured in every run; always 1.",
+    help: "A node that is to be measured in every run, as it holds volumes or every node is visited; always 1.",
     labels: &["node"],
+};
+const NODE_NOT_SCANNED: Family = Family {
+    name: "lp_exporter_node_not_scanned",
+    help: "A node that the run does not look at, with the reason; always 1. Nobody knows what lies there.",
+    labels: &["node", "reason"],
+};
+const CLAIMS_LOST: Family = Family {
+    name: "lp_exporter_claims_lost",
+    help: "PersistentVolumeClaims, of every kind, whose volume is gone.",
+    labels: &[],
+};
+const ALERT_PERCENTS_INVALID: Family = Family {
+    name: "lp_exporter_alert_percents_invalid",
+    help: "Claims whose annotation lp-exporter/alert-percent is no whole number from 1 to 100.",
+    labels: &[],
 };
 const VOLUMES_LISTED: Family = Family {
     name: "lp_exporter_volumes_listed",
@@ -132,7 +165,7 @@ const RUN_DURATION: Family = Family {
 };
 const RUN_COMPLETE: Family = Family {
     name: "lp_exporter_run_complete",
-    help: "Whether the last run measured and delivered every node: 1 or 0.",
+    help: "Whether the last run measured and delivered every node that it was to measure: 1 or 0.",
     labels: &[],
 };
 const NODE_MEASURED: Family = Family {
@@ -186,6 +219,9 @@ pub const FAMILIES: &[&Family] = &[
     &CAPACITY,
     &REQUESTED,
     &VOLUME_INFO,
+    &CREATED,
+    &ALERT_PERCENT,
+    &ALERT_DISABLED,
     &USED,
     &APPARENT,
     &INODES_USED,
@@ -198,6 +234,9 @@ pub const FAMILIES: &[&Family] = &[
     &RUN_START,
     &INTERVAL,
     &NODE_EXPECTED,
+    &NODE_NOT_SCANNED,
+    &CLAIMS_LOST,
+    &ALERT_PERCENTS_INVALID,
     &VOLUMES_LISTED,
     &VOLUMES_SKIPPED,
     &RUN_DURATION,
@@ -221,27 +260,28 @@ pub fn label_names() -> impl Iterator<Item = &'static str> {
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The group of the controller: what is known before anything is measured.
-pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration) -> Body {
-    let volumes = || {
-        plan.nodes
-            .iter()
-            .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
-    };
+/// The group of the controller: what is known before anything is measured. `claim_labels` are the names of the labels of
+/// claims that are told with the facts.
+pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration, collect: &Collect, claim_labels: &[String]) -> Body {
     let mut exposition = Exposition::new();
-    exposition.family(
-        &CAPACITY,
-        volumes().map(|(node, volume)| (labels(volume, node), volume.capacity_bytes as f64)),
-    );
-    let requested = volumes().filter_map(|(node, volume)| Some((labels(volume, node), volume.requested_bytes? as f64)));
-    exposition.family(&REQUESTED, requested);
-    exposition.family(
-        &VOLUME_INFO,
-        volumes().map(|(node, volume)| (info_labels(volume, node), 1.0)),
-    );
+    if collect.contains(Collected::Volumes) {
+        let capacities = volumes(plan).map(|(node, volume)| (labels(volume, node), volume.capacity_bytes as f64));
+        exposition.family(&CAPACITY, capacities);
+        let requested =
+            volumes(plan).filter_map(|(node, volume)| Some((labels(volume, node), volume.requested_bytes? as f64)));
+        exposition.family(&REQUESTED, requested);
+    }
+    if collect.contains(Collected::Facts) {
+        facts(&mut exposition, plan, claim_labels);
+    }
     exposition.family(
         &NODE_EXPECTED,
         plan.nodes.iter().map(|node| ([node.name.as_str()], 1.0)),
+    );
+    let not_scanned = plan.nodes_not_scanned.iter();
+    exposition.family(
+        &NODE_NOT_SCANNED,
+        not_scanned.map(|(node, reason)| ([node.as_str(), reason.as_str()], 1.0)),
     );
     exposition.value(&VOLUMES_LISTED, plan.volumes_listed() as f64);
     let skipped = plan.skipped_by_reason();
@@ -249,8 +289,52 @@ pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration) -> Body {
         &VOLUMES_SKIPPED,
         skipped.iter().map(|(reason, count)| ([reason.as_str()], *count as f64)),
     );
+    exposition.value(&CLAIMS_LOST, plan.claims_lost.len() as f64);
+    exposition.value(&ALERT_PERCENTS_INVALID, plan.invalid_alert_percents.len() as f64);
     exposition.value(&INTERVAL, interval.as_secs_f64());
     finish(exposition, run)
+}
+
+/// Every volume that is to be measured, with its node.
+fn volumes(plan: &Plan) -> impl Iterator<Item = (&str, &PlacedVolume)> {
+    plan.nodes
+        .iter()
+        .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
+}
+
+/// Every volume that is left out and of which something can be told.
+fn left_out(plan: &Plan) -> impl Iterator<Item = (&Skipped, &SkippedFacts)> {
+    plan.skipped
+        .iter()
+        .filter_map(|skipped| Some((skipped, skipped.facts.as_deref()?)))
+}
+
+fn facts(exposition: &mut Exposition, plan: &Plan, claim_labels: &[String]) {
+    let no_labels = vec![String::new(); claim_labels.len()];
+    let planned = volumes(plan).map(|(node, volume)| (info_labels(volume, node), &volume.claim_labels[..], 1.0));
+    let skipped = left_out(plan).map(|(skipped, facts)| {
+        // An object that could not be read has no claim that could be asked.
+        let more = if facts.claim_labels.len() == claim_labels.len() {
+            &facts.claim_labels
+        } else {
+            &no_labels
+        };
+        (skipped_info_labels(skipped, facts), &more[..], 1.0)
+    });
+    exposition.family_with(&VOLUME_INFO, claim_labels, planned.chain(skipped));
+    let planned =
+        volumes(plan).filter_map(|(node, volume)| Some((labels(volume, node), volume.created_unix_seconds? as f64)));
+    let skipped = left_out(plan)
+        .filter_map(|(skipped, facts)| Some((skipped_labels(skipped, facts), facts.created_unix_seconds? as f64)));
+    exposition.family(&CREATED, planned.chain(skipped));
+    let percents =
+        volumes(plan).filter_map(|(node, volume)| Some((labels(volume, node), f64::from(volume.alert_percent?))));
+    exposition.family(&ALERT_PERCENT, percents);
+    let disabled = volumes(plan).filter(|(_, volume)| volume.alert_disabled);
+    exposition.family(
+        &ALERT_DISABLED,
+        disabled.map(|(node, volume)| (labels(volume, node), 1.0)),
+    );
 }
 
 fn labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 5] {
@@ -261,9 +345,8 @@ fn labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 5] {
     [namespace, claim, &volume.name, &volume.storage_class, node]
 }
 
-fn info_labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 9] {
+fn info_labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 10] {
     let [namespace, claim, name, storage_class, node] = labels(volume, node);
-    let shared = if volume.shared { "true" } else { "false" };
     [
         namespace,
         claim,
@@ -273,8 +356,38 @@ fn info_labels<'a>(volume: &'a PlacedVolume, node: &'a str) -> [&'a str; 9] {
         &volume.phase,
         &volume.reclaim_policy,
         volume.source.as_str(),
-        shared,
+        true_or_false(volume.shared),
+        "",
     ]
+}
+
+fn skipped_labels<'a>(skipped: &'a Skipped, facts: &'a SkippedFacts) -> [&'a str; 5] {
+    let (namespace, claim) = facts
+        .claim
+        .as_ref()
+        .map_or(("", ""), |(namespace, name)| (namespace, name));
+    let node = facts.node.as_deref().unwrap_or_default();
+    [namespace, claim, &skipped.persistent_volume, &facts.storage_class, node]
+}
+
+fn skipped_info_labels<'a>(skipped: &'a Skipped, facts: &'a SkippedFacts) -> [&'a str; 10] {
+    let [namespace, claim, name, storage_class, node] = skipped_labels(skipped, facts);
+    [
+        namespace,
+        claim,
+        name,
+        storage_class,
+        node,
+        &facts.phase,
+        &facts.reclaim_policy,
+        facts.source.map_or("", SourceKind::as_str),
+        true_or_false(facts.shared),
+        skipped.reason.as_str(),
+    ]
+}
+
+const fn true_or_false(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
 }
 
 /// The group of a worker: one measurement for each volume of its plan, in the plan's order.
@@ -351,7 +464,7 @@ pub struct Report<'a> {
     pub jobs_not_deleted: u64,
 }
 
-/// How many volumes ended how: the sum over all is the number of volumes listed.
+/// How many volumes ended how: the sum over all is the number of volumes planned, exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Volumes of measured nodes, by state.
@@ -369,13 +482,21 @@ impl Report<'_> {
         }
         for node in &self.plan.nodes {
             match self.outcomes.get(&node.name) {
-                Some(Outcome::Measured(Some(summary))) => {
+                // A summary that does not count what the worker was given is not believed: the sum is exact.
+                Some(Outcome::Measured(Some(summary)))
+                    if summary
+                        .states
+                        .values()
+                        .fold(0, |sum: u64, count| sum.saturating_add(*count))
+                        == node.volumes.len() as u64 =>
+                {
                     for (state, count) in &summary.states {
                         *coverage.by_state.entry(state.clone()).or_default() += count;
                     }
                 }
                 // The worker ended well, and its message was lost: it delivered all that it was given.
-                Some(Outcome::Measured(None)) => {
+                Some(Outcome::Measured(_)) if node.volumes.is_empty() => {}
+                Some(Outcome::Measured(_)) => {
                     *coverage.by_state.entry(UNKNOWN_STATE.to_owned()).or_default() += node.volumes.len() as u64;
                 }
                 Some(Outcome::NotMeasured { reason, .. }) => {
@@ -387,14 +508,20 @@ impl Report<'_> {
         coverage
     }
 
-    /// Whether every node was measured and delivered.
-    pub fn is_complete(&self) -> bool {
+    /// What became of the nodes that the run was asked for.
+    pub fn asked(&self) -> impl Iterator<Item = (&str, &Outcome)> {
         self.outcomes
-            .values()
-            .all(|outcome| matches!(outcome, Outcome::Measured(_)))
+            .iter()
+            .filter(|(_, outcome)| !outcome.is_not_asked())
+            .map(|(node, outcome)| (node.as_str(), outcome))
     }
 
-    /// The group of the report.
+    /// Whether every node that the run was asked for was measured and delivered.
+    pub fn is_complete(&self) -> bool {
+        self.asked().all(|(_, outcome)| matches!(outcome, Outcome::Measured(_)))
+    }
+
+    /// The group of the report. Of nodes that the run was not asked for it says nothing but their volumes' number.
     pub fn group(&self) -> Body {
         let mut exposition = Exposition::new();
         exposition.value(&RUN_DURATION, self.duration.as_secs_f64());
@@ -402,12 +529,10 @@ impl Report<'_> {
         let is_measured = |outcome: &Outcome| f64::from(u8::from(matches!(outcome, Outcome::Measured(_))));
         exposition.family(
             &NODE_MEASURED,
-            self.outcomes
-                .iter()
-                .map(|(node, outcome)| ([node.as_str()], is_measured(outcome))),
+            self.asked().map(|(node, outcome)| ([node], is_measured(outcome))),
         );
-        let reasons = self.outcomes.iter().filter_map(|(node, outcome)| match outcome {
-            Outcome::NotMeasured { reason, .. } => Some(([node.as_str(), reason.as_str()], 1.0)),
+        let reasons = self.asked().filter_map(|(node, outcome)| match outcome {
+            Outcome::NotMeasured { reason, .. } => Some(([node, reason.as_str()], 1.0)),
             Outcome::Measured(_) => None,
         });
         exposition.family(&NODE_NOT_MEASURED, reasons);
@@ -454,4 +579,58 @@ fn finish(mut exposition: Exposition, run: &Run) -> Body {
     exposition.value(&RUN_START, run.started_unix_seconds);
     exposition.family(&BUILD_INFO, [([VERSION], 1.0)]);
     exposition.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::volume::SkipReason;
+
+    /// What is told of volumes that are left out: as much as is known, with the same labels as the others.
+    #[test]
+    fn facts_of_volumes_that_are_left_out() {
+        let skipped = |name: &str, reason: SkipReason, facts: Option<SkippedFacts>| Skipped {
+            persistent_volume: name.to_owned(),
+            reason,
+            detail: String::new(),
+            facts: facts.map(Box::new),
+        };
+        let known = SkippedFacts {
+            claim: Some(("shop".to_owned(), "data".to_owned())),
+            storage_class: "fast".to_owned(),
+            node: Some("n1".to_owned()),
+            source: Some(SourceKind::Local),
+            phase: "Bound".to_owned(),
+            reclaim_policy: "Retain".to_owned(),
+            created_unix_seconds: Some(1_700_000_000),
+            shared: true,
+            claim_labels: vec!["a".to_owned()],
+            ..SkippedFacts::default()
+        };
+        let plan = Plan {
+            skipped: vec![
+                skipped("known", SkipReason::FilteredByNode, Some(known)),
+                skipped("strange", SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped("nfs", SkipReason::NotNodeLocal, None),
+            ],
+            ..Plan::default()
+        };
+        let mut exposition = Exposition::new();
+        facts(&mut exposition, &plan, &["label_team".to_owned()]);
+        let text = exposition.finish().text();
+        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            series,
+            [
+                "local_volume_info{namespace=\"shop\",persistentvolumeclaim=\"data\",persistentvolume=\"known\",\
+                 storageclass=\"fast\",node=\"n1\",phase=\"Bound\",reclaim_policy=\"Retain\",type=\"local\",\
+                 shared=\"true\",reason=\"filtered_by_node\",label_team=\"a\"} 1",
+                "local_volume_info{namespace=\"\",persistentvolumeclaim=\"\",persistentvolume=\"strange\",\
+                 storageclass=\"\",node=\"\",phase=\"\",reclaim_policy=\"\",type=\"\",shared=\"false\",\
+                 reason=\"undecodable\",label_team=\"\"} 1",
+                "local_volume_created_timestamp_seconds{namespace=\"shop\",persistentvolumeclaim=\"data\",\
+                 persistentvolume=\"known\",storageclass=\"fast\",node=\"n1\"} 1700000000",
+            ]
+        );
+    }
 }

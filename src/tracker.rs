@@ -135,6 +135,14 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Whether the run was asked for other nodes only, which is no failure.
+    pub fn is_not_asked(&self) -> bool {
+        let not_asked = NodeReason::NotAsked;
+        matches!(self, Outcome::NotMeasured { reason, .. } if *reason == not_asked)
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -36,7 +36,15 @@ const SHORT_DEADLINE_SECONDS: u64 = 24;
 
 /// All that the controller may do: what the manifests grant it.
 fn rights() -> Vec<Right> {
-    let manifest = include_str!("../manifests/base/rbac.yaml");
+    rights_in(include_str!("../manifests/base/rbac.yaml"))
+}
+
+/// What the component for `--locate-by-pods` grants on top.
+fn rights_to_locate() -> Vec<Right> {
+    rights_in(include_str!("../manifests/components/locate-by-pods/rbac.yaml"))
+}
+
+fn rights_in(manifest: &str) -> Vec<Right> {
     let objects = serde_yaml::Deserializer::from_str(manifest).map(Value::deserialize);
     let objects = objects.map(|object| object.expect("the manifest is YAML"));
     objects.flat_map(|object| Right::of_role(&object, NAMESPACE)).collect()
@@ -51,6 +59,8 @@ struct Stage {
     /// Given to the controller in the place of the stand-in's.
     pushgateway_url: Option<String>,
     in_cluster: bool,
+    /// What the controller may do.
+    rights: Vec<Right>,
 }
 
 impl Stage {
@@ -70,6 +80,7 @@ impl Stage {
             folder,
             pushgateway_url: None,
             in_cluster: true,
+            rights: rights(),
         };
         for node in ["node-1", "node-2", "node-3"] {
             stage.add_node(node);
@@ -101,6 +112,18 @@ impl Stage {
             .path()
             .join(&volume.node)
             .join(volume.path.trim_start_matches('/'))
+    }
+
+    /// Lets the controller list the pods of the whole cluster.
+    fn let_it_locate(&mut self) {
+        self.rights.extend(rights_to_locate());
+        self.server.restrict_to(self.rights.clone());
+    }
+
+    /// Changes an object of the cluster, which has to be there.
+    fn change(&self, resource: &str, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
+        let is_there = self.server.update(resource, namespace, name, change);
+        assert!(is_there, "there is no {resource} {namespace}/{name}");
     }
 
     /// Says what becomes of the node's next Job.
@@ -302,10 +325,10 @@ fn check_manners(stage: &Stage, said: &str) {
         let pushes = group_of(stage, &group).pushes;
         assert!(pushes <= 1, "{group:?} was pushed {pushes} times:\n{said}");
     }
-    let rights = rights();
     for request in stage.server.requests() {
         let (verb, resource) = (&request.verb, &request.resource);
-        let allowed = rights
+        let allowed = stage
+            .rights
             .iter()
             .any(|right| right.allows(verb, resource, &request.namespace, &request.name));
         assert!(
@@ -323,11 +346,38 @@ fn check_manners(stage: &Stage, said: &str) {
         maps.is_subset(&jobs),
         "ConfigMaps without their Jobs: {maps:?}, {jobs:?}"
     );
+    check_sum(stage, said);
     let holder = stage.lease()["spec"]["holderIdentity"].clone();
     assert_ne!(
         holder,
         format!("uid-of-{OWN_JOB}"),
         "the Lease was not released:\n{said}"
+    );
+}
+
+/// Every volume that was listed is measured, on a node that was not, or left out for a reason: exactly.
+fn check_sum(stage: &Stage, said: &str) {
+    let is_pushed = |job| stage.gateway.group(&[("job", job)]).is_some();
+    if !is_pushed("lp-exporter-run") {
+        return;
+    }
+    let sum = |metric| -> f64 { stage.gateway.samples(metric).iter().map(|sample| sample.value).sum() };
+    let parts = [
+        SKIPPED,
+        "lp_exporter_volumes_measured",
+        "lp_exporter_volumes_node_not_measured",
+    ]
+    .map(sum);
+    assert_eq!(sum(LISTED), parts.iter().sum::<f64>(), "{parts:?}:\n{said}");
+    let node_local = sum(LISTED)
+        - stage
+            .gateway
+            .value(SKIPPED, &[("reason", "not_node_local")])
+            .unwrap_or(0.0);
+    let told = stage.gateway.samples(INFO).len() as f64;
+    assert!(
+        told == node_local || told == 0.0,
+        "{told} of {node_local} have facts:\n{said}"
     );
 }
 
@@ -362,6 +412,9 @@ const LONGEST_NODE: &str = "a-node-whose-name-is-as-long-as-a-name-can-be.rack-0
     galaxy-0123456789.universe-0123456789.example.com";
 
 const USED: &str = "local_volume_stats_used_bytes";
+const INFO: &str = "local_volume_info";
+const NOT_SCANNED: &str = "lp_exporter_node_not_scanned";
+const NODE_VOLUMES: &str = "lp_exporter_volumes_node_not_measured";
 const CAPACITY: &str = "local_volume_stats_capacity_bytes";
 const SKIPPED: &str = "lp_exporter_volumes_skipped";
 const SCAN_STATE: &str = "local_volume_scan_state";
@@ -946,7 +999,7 @@ scenarios! {
     };
 
     groups_of_nodes_without_volumes_are_retired: Case {
-        prepare: |stage| push_old_groups(stage),
+        prepare: |stage| push_old_groups(stage, &["node-9"]),
         check: |stage, _ended| {
             let retired = [("job", "lp-exporter-job"), ("node", "node-9")];
             assert!(stage.gateway.group(&retired).is_none());
@@ -958,7 +1011,7 @@ scenarios! {
 
     nothing_is_retired_when_not_everything_could_be_read: Case {
         prepare: |stage| {
-            push_old_groups(stage);
+            push_old_groups(stage, &["node-9"]);
             let mut strange = Volume::local_path("node-9", "shop", "strange", "1Gi").persistent_volume();
             strange["spec"]["accessModes"] = 7.into();
             stage.server.put(strange);
@@ -970,16 +1023,555 @@ scenarios! {
     };
 }
 
-/// Groups of a node that holds no volume any more, of this cluster and of another.
-fn push_old_groups(stage: &Stage) {
-    for key in [
-        "job/lp-exporter-job/node/node-9",
-        "job/lp-exporter-job/node/node-9/cluster/other",
+// What is measured is chosen; what is not is counted, and nothing of it is taken away.
+scenarios! {
+    a_filter_by_storage_class: Case {
+        prepare: |stage| push_old_groups(stage, &["node-2", "node-9"]),
+        arguments: &["--storage-class=local-path,other"],
+        says: &["filtered_by_storage_class", "local-path-data1"],
+        samples: &[
+            (SKIPPED, &[("reason", "filtered_by_storage_class")], Some(1.0)),
+            (INFO, &[("node", "node-2"), ("reason", "filtered_by_storage_class"), ("type", "local")], Some(1.0)),
+            (INFO, &[("node", "node-1"), ("reason", ""), ("type", "hostPath")], Some(1.0)),
+            (CAPACITY, &[("node", "node-2")], None),
+            (NOT_SCANNED, &[("node", "node-2"), ("reason", "no_volumes")], Some(1.0)),
+            ("lp_exporter_run_complete", &[], Some(1.0)),
+        ],
+        jobs_made: Some(&["node-1", "node-3"]),
+        check: |stage, _ended| {
+            let of_node = |node| stage.gateway.group(&[("job", "lp-exporter-job"), ("node", node)]);
+            assert!(of_node("node-2").is_some(), "its volume is still there");
+            assert!(of_node("node-9").is_none(), "it holds none");
+        },
+        ..WELL
+    };
+
+    a_filter_by_namespace: Case {
+        arguments: &["--claim-namespace=shop", "--strict"],
+        samples: &[(SKIPPED, &[("reason", "filtered_by_namespace")], Some(1.0)), (CAPACITY, &[("namespace", "ops")], None)],
+        jobs_made: Some(&["node-1", "node-2"]),
+        ..WELL
+    };
+
+    a_filter_by_node: Case {
+        prepare: |stage| {
+            // It is shared: wherever it would be measured else, it is measured on the node that is left.
+            let mut shared = Volume::local_path("node-2", "shop", "shared", "1Gi").persistent_volume();
+            shared["spec"].as_object_mut().expect("a spec").remove("nodeAffinity");
+            stage.server.put(shared);
+        },
+        arguments: &["--node=node-1", "--node", "node-9"],
+        samples: &[
+            (SKIPPED, &[("reason", "filtered_by_node")], Some(2.0)),
+            (INFO, &[("persistentvolumeclaim", "shared"), ("node", "node-1"), ("shared", "true")], Some(1.0)),
+            (NOT_SCANNED, &[("node", "node-2"), ("reason", "filtered")], Some(1.0)),
+        ],
+        jobs_made: Some(&["node-1"]),
+        ..WELL
+    };
+
+    a_filter_by_labels_of_claims: Case {
+        prepare: |stage| {
+            stage.change("persistentvolumeclaims", "shop", "data", |claim| {
+                claim["metadata"]["labels"] = json!({"team": "a", "tier": "db"});
+            });
+            stage.change("persistentvolumeclaims", "ops", "data", |claim| {
+                claim["metadata"]["labels"] = json!({"team": "b", "tier": "test"});
+            });
+        },
+        arguments: &["--claim-selector=team in (a, b)", "--claim-selector", "tier!=test"],
+        samples: &[(SKIPPED, &[("reason", "filtered_by_selector")], Some(2.0))],
+        jobs_made: Some(&["node-1"]),
+        ..WELL
+    };
+
+    a_claim_that_is_not_to_be_measured: Case {
+        prepare: |stage| {
+            stage.change("persistentvolumeclaims", "shop", "data", |claim| {
+                claim["metadata"]["labels"] = json!({"lp-exporter/measure": "false"});
+            });
+            stage.change("persistentvolumeclaims", "ops", "data", |claim| {
+                claim["metadata"]["labels"] = json!({"lp-exporter/measure": "true"});
+            });
+        },
+        arguments: &["--strict"],
+        samples: &[
+            (SKIPPED, &[("reason", "opted_out")], Some(1.0)),
+            (INFO, &[("node", "node-1"), ("reason", "opted_out"), ("phase", "Bound")], Some(1.0)),
+        ],
+        jobs_made: Some(&["node-2", "node-3"]),
+        ..WELL
+    };
+
+    /// The others' numbers stay, and are neither measured nor failed.
+    a_run_for_one_node: Case {
+        prepare: |stage| {
+            push_old_groups(stage, &["node-2", "node-9"]);
+            stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
+        },
+        arguments: &["--only-node=node-1", "--strict"],
+        says: &["1 of 1 volumes on 1 of 1 nodes", "nodes_not_asked=2"],
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "data"), ("node", "node-1")], Some(8192.0)),
+            (CAPACITY, &[("node", "node-2")], Some(5e9)),
+            (MEASURED, &[("node", "node-1")], Some(1.0)),
+            (MEASURED, &[("node", "node-2")], None),
+            (NOT_MEASURED, &[("node", "node-2")], None),
+            (NOT_SCANNED, &[("node", "node-2"), ("reason", "not_asked")], Some(1.0)),
+            (NODE_VOLUMES, &[("reason", "not_asked")], Some(2.0)),
+            ("lp_exporter_node_expected", &[("node", "node-3")], Some(1.0)),
+            ("lp_exporter_run_complete", &[], Some(1.0)),
+        ],
+        jobs_made: Some(&["node-1"]),
+        pushes: (true, false),
+        check: |stage, _ended| {
+            for node in ["node-2", "node-9"] {
+                let group = stage.gateway.group(&[("job", "lp-exporter-job"), ("node", node)]);
+                assert!(group.is_some(), "nothing of {node} is taken away");
+            }
+        },
+        ..WELL
+    };
+
+    a_run_for_a_node_without_volumes: Case {
+        prepare: |stage| stage.add_node("node-4"),
+        arguments: &["--only-node=node-4"],
+        says: &["asked for a node to which no worker is sent", "node-4", "no_volumes"],
+        samples: &[(NODE_VOLUMES, &[("reason", "not_asked")], Some(3.0))],
+        jobs_made: Some(&[]),
+        pushes: (true, false),
+        ..WELL
+    };
+
+    a_run_for_a_node_that_is_not_there: Case {
+        arguments: &["--only-node=node-1", "--only-node=nod-2"],
+        code: 2,
+        says: &["--only-node", "nod-2", "kubectl get nodes"],
+        ..EARLY
+    };
+
+    nodes_without_volumes_are_told: Case {
+        prepare: |stage| stage.add_node("node-4"),
+        samples: &[
+            (NOT_SCANNED, &[("node", "node-4"), ("reason", "no_volumes")], Some(1.0)),
+            (NOT_SCANNED, &[("node", "node-1")], None),
+        ],
+        ..WELL
+    };
+
+    nodes_without_volumes_are_visited: Case {
+        prepare: |stage| {
+            stage.add_node("node-4");
+            stage.add_node("node-5");
+            stage.change("nodes", "", "node-5", |node| node["status"]["nodeInfo"] = json!({"operatingSystem": "windows"}));
+        },
+        arguments: &["--scan-nodes=all"],
+        samples: &[
+            (MEASURED, &[("node", "node-4")], Some(1.0)),
+            ("lp_exporter_node_expected", &[("node", "node-4")], Some(1.0)),
+            (NOT_SCANNED, &[("node", "node-4")], None),
+            (NOT_SCANNED, &[("node", "node-5"), ("reason", "not_linux")], Some(1.0)),
+            ("lp_exporter_run_complete", &[], Some(1.0)),
+        ],
+        jobs_made: Some(&["node-1", "node-2", "node-3", "node-4"]),
+        check: |stage, _ended| {
+            let requests = stage.server.requests();
+            let made = requests.iter().find(|request| {
+                request.verb == "create" && request.resource == "jobs" && pinned_to(&request.body) == "node-4"
+            });
+            let volumes = made.expect("node-4 got a Job").body["spec"]["template"]["spec"]["volumes"].clone();
+            let mut paths: Vec<String> = volumes
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|volume| Some(volume["hostPath"]["path"].as_str()?.to_owned()))
+                .collect();
+            paths.sort();
+            assert_eq!(paths, ["/data1", "/opt/local-path-provisioner"], "what any volume uses");
+        },
+        ..WELL
+    };
+
+    /// The base directories that are in use only elsewhere, and cannot be made here, cost nothing.
+    a_base_that_a_visited_node_cannot_have: Case {
+        prepare: |stage| {
+            stage.add_node("node-4");
+            let why = "failed to generate container \"9a7e\" spec: failed to generate spec: failed to mkdir \"/data1\": \
+                       mkdir /data1: read-only file system";
+            stage.fate("node-4", Fate::Waiting("CreateContainerError", why));
+        },
+        arguments: &["--scan-nodes=all"],
+        samples: &[(MEASURED, &[("node", "node-4")], Some(1.0))],
+        jobs_made: Some(&["node-1", "node-2", "node-3", "node-4", "node-4"]),
+        ..WELL
+    };
+
+    a_volume_that_names_no_node_is_told: Case {
+        prepare: |stage| lone_volumes(stage),
+        samples: &[
+            (SKIPPED, &[("reason", "no_node_named")], Some(3.0)),
+            (INFO, &[("persistentvolumeclaim", "lone"), ("node", ""), ("reason", "no_node_named")], Some(1.0)),
+        ],
+        check: |stage, _ended| assert_eq!(lists_of_pods(stage), 0, "nobody asked for pods"),
+        ..WELL
+    };
+
+    a_volume_is_located_by_its_pods: Case {
+        prepare: |stage| {
+            lone_volumes(stage);
+            stage.let_it_locate();
+        },
+        arguments: &["--locate-by-pods"],
+        says: &["pods_on_several_nodes", "node-1, node-2"],
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "lone"), ("node", "node-3")], Some(8192.0)),
+            (SKIPPED, &[("reason", "pods_on_several_nodes")], Some(1.0)),
+            (SKIPPED, &[("reason", "no_node_named")], Some(1.0)),
+        ],
+        // Two pages: 600 pods, and those of the volumes.
+        check: |stage, _ended| assert_eq!(lists_of_pods(stage), 2),
+        ..WELL
+    };
+
+    pods_are_listed_only_if_they_are_needed: Case {
+        arguments: &["--locate-by-pods"],
+        check: |stage, _ended| assert_eq!(lists_of_pods(stage), 0),
+        ..WELL
+    };
+
+    /// Each maker writes volumes of its own shape; all lie on node-3.
+    volumes_of_every_shape_are_measured: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-3", |node| {
+                node["metadata"]["labels"]["kubernetes.io/hostname"] = "host-3".into();
+                node["metadata"]["labels"]["example.com/rack"] = "r3".into();
+            });
+            let affinity = |terms: Value| json!({"required": {"nodeSelectorTerms": terms}});
+            let by = |key: &str, operator: &str, values: Value| {
+                json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}])
+            };
+            let hostname = "kubernetes.io/hostname";
+            let fields = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-3"]}]}]);
+            let shapes = [
+                ("label", Some(affinity(by(hostname, "In", json!(["host-3"]))))),
+                ("old", Some(affinity(by(hostname, "In", json!(["node-3"]))))),
+                ("v0-0-29", Some(affinity(fields))),
+                ("other-key", Some(affinity(by("example.com/rack", "In", json!(["r3"]))))),
+                ("not-in", Some(affinity(by(hostname, "NotIn", json!(["node-1", "node-2"]))))),
+                ("shared", None),
+            ];
+            for (shape, affinity) in shapes {
+                let volume = Volume::local_path("node-3", "shape", shape, "1Gi");
+                stage.add(&volume);
+                stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+                    volume["spec"]["nodeAffinity"] = affinity.unwrap_or(Value::Null);
+                    // Made by hand, but for the shared one, which says where its first pod ran.
+                    if shape != "shared" {
+                        volume["metadata"]["annotations"] = Value::Null;
+                    }
+                });
+            }
+            for (claim, phase) in [("available", "Available"), ("released", "Released"), ("failed", "Failed")] {
+                let volume = Volume { phase, ..Volume::local_path("node-3", "phase", claim, "1Gi") };
+                stage.add(&volume);
+                let affinity = affinity(by(hostname, "In", json!(["host-3"])));
+                stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+                    volume["spec"]["nodeAffinity"] = affinity;
+                    if phase == "Available" {
+                        volume["spec"].as_object_mut().expect("a spec").remove("claimRef");
+                    }
+                });
+            }
+            // One directory, and one inside of it.
+            let outer = Volume::local_path("node-3", "shape", "label", "1Gi");
+            for (claim, path) in [("same", outer.path.clone()), ("inner", format!("{}//./inner/", outer.path))] {
+                stage.add(&Volume { path, ..Volume::local_path("node-3", "nested", claim, "1Gi") });
+            }
+        },
+        arguments: &["--strict"],
+        samples: &[
+            (USED, &[("persistentvolumeclaim", "label"), ("node", "node-3")], Some(16384.0)),
+            (USED, &[("persistentvolumeclaim", "old"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "v0-0-29"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "other-key"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "not-in"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "shared"), ("node", "node-3")], Some(8192.0)),
+            (INFO, &[("persistentvolumeclaim", "shared"), ("shared", "true")], Some(1.0)),
+            (USED, &[("persistentvolumeclaim", "released"), ("node", "node-3")], Some(8192.0)),
+            (USED, &[("persistentvolumeclaim", "failed"), ("node", "node-3")], Some(8192.0)),
+            (INFO, &[("persistentvolumeclaim", ""), ("phase", "Available"), ("node", "node-3")], Some(1.0)),
+            (USED, &[("persistentvolumeclaim", "same"), ("node", "node-3")], Some(16384.0)),
+            (USED, &[("persistentvolumeclaim", "inner"), ("node", "node-3")], Some(8192.0)),
+            ("lp_exporter_volumes_measured", &[("state", "complete")], Some(14.0)),
+        ],
+        ..WELL
+    };
+
+    what_claims_want: Case {
+        prepare: |stage| {
+            stage.change("persistentvolumeclaims", "shop", "data", |claim| {
+                claim["metadata"]["labels"] = json!({"team": "a\"b", "lp-exporter/alert": "false"});
+                claim["metadata"]["annotations"] = json!({"lp-exporter/alert-percent": "70"});
+                // Edited later than it was granted.
+                claim["spec"]["resources"]["requests"]["storage"] = "2Gi".into();
+            });
+            stage.change("persistentvolumeclaims", "ops", "data", |claim| {
+                claim["metadata"]["annotations"] = json!({"lp-exporter/alert-percent": "0.9\n"});
+            });
+        },
+        arguments: &["--claim-label=team", "--claim-label", "app.kubernetes.io/name"],
+        says: &["ops/data is \"0.9\\n\"", "a whole number from 1 to 100"],
+        samples: &[
+            ("local_volume_alert_percent", &[("node", "node-1")], Some(70.0)),
+            ("local_volume_alert_percent", &[("node", "node-3")], None),
+            ("local_volume_alert_disabled", &[("node", "node-1")], Some(1.0)),
+            ("local_volume_alert_disabled", &[("node", "node-2")], None),
+            ("lp_exporter_alert_percents_invalid", &[], Some(1.0)),
+            (INFO, &[("node", "node-1"), ("label_team", "a\"b"), ("label_app_kubernetes_io_name", "")], Some(1.0)),
+            (INFO, &[("node", "node-2"), ("label_team", "")], Some(1.0)),
+            (CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)),
+            ("local_volume_stats_requested_bytes", &[("node", "node-1")], Some(2_147_483_648.0)),
+        ],
+        ..WELL
+    };
+
+    /// What a claim of the same name says is not said of the volume that it is not bound to.
+    claims_that_are_deleted_made_again_or_lost: Case {
+        prepare: |stage| {
+            for claim in ["data", "data-1"] {
+                stage.change("persistentvolumeclaims", "shop", claim, |claim| {
+                    claim["metadata"]["finalizers"] = json!([]);
+                });
+                stage.server.delete("persistentvolumeclaims", "shop", claim);
+            }
+            let mut again = Volume::local_path("node-1", "shop", "data", "1Gi").claim();
+            again["metadata"]["uid"] = "made-again".into();
+            again["metadata"]["labels"] = json!({"lp-exporter/measure": "false"});
+            again["spec"].as_object_mut().expect("a spec").remove("volumeName");
+            again["status"] = json!({"phase": "Pending"});
+            stage.server.put(again);
+            stage.change("persistentvolumes", "", &volume_of("shop", "data"), |volume| {
+                volume["status"]["phase"] = "Released".into();
+            });
+            let mut lost = Volume::local_path("node-1", "shop", "lost", "1Gi").claim();
+            lost["status"] = json!({"phase": "Lost"});
+            stage.server.put(lost);
+        },
+        says: &["shop/lost"],
+        samples: &[
+            (USED, &[("node", "node-1")], Some(8192.0)),
+            (INFO, &[("node", "node-1"), ("phase", "Released"), ("reason", "")], Some(1.0)),
+            ("local_volume_stats_requested_bytes", &[("node", "node-1")], None),
+            ("local_volume_stats_requested_bytes", &[("node", "node-2")], None),
+            (USED, &[("node", "node-2")], Some(8192.0)),
+            ("lp_exporter_claims_lost", &[], Some(1.0)),
+        ],
+        ..WELL
+    };
+
+    only_what_is_collected_is_told: Case {
+        arguments: &["--collect=volumes"],
+        samples: &[
+            (INFO, &[], None),
+            ("local_volume_created_timestamp_seconds", &[], None),
+            (CAPACITY, &[("node", "node-2")], Some(5e9)),
+            (LISTED, &[], Some(3.0)),
+        ],
+        ..WELL
+    };
+
+    facts_alone: Case {
+        arguments: &["--collect=facts"],
+        samples: &[(CAPACITY, &[("node", "node-2")], None), (INFO, &[("node", "node-2")], Some(1.0))],
+        ..WELL
+    };
+}
+
+scenarios! {
+    no_right_to_locate_by_pods: Case {
+        prepare: |stage| {
+            lone_volumes(stage);
+            // It may ask, and is refused.
+            stage.rights.extend(rights_to_locate());
+        },
+        arguments: &["--locate-by-pods"],
+        code: 4,
+        says: &["could not list pods", "manifests/components/locate-by-pods"],
+        ..EARLY
+    };
+
+    a_selector_that_is_none: Case {
+        arguments: &["--claim-selector=team in a"],
+        code: 2,
+        says: &["--claim-selector", "team in a", "kubectl -l"],
+        check: |stage, _ended| assert!(stage.server.requests().is_empty()),
+        ..EARLY
+    };
+
+    a_family_that_cannot_be_collected: Case {
+        arguments: &["--collect=volumes,everything"],
+        code: 2,
+        says: &["everything", "volumes, inodes, apparent, filesystems, orphans and facts"],
+        check: |stage, _ended| assert!(stage.server.requests().is_empty()),
+        ..EARLY
+    };
+
+    two_labels_of_one_name: Case {
+        arguments: &["--claim-label=app.name,app-name"],
+        code: 2,
+        says: &["--claim-label", "app.name", "app-name", "label_app_name"],
+        check: |stage, _ended| assert!(stage.server.requests().is_empty()),
+        ..EARLY
+    };
+
+    a_label_that_a_grouping_label_would_overwrite: Case {
+        arguments: &["--claim-label=team", "--grouping-label=label_team=x"],
+        code: 2,
+        says: &["label_team", "--claim-label"],
+        check: |stage, _ended| assert!(stage.server.requests().is_empty()),
+        ..EARLY
+    };
+}
+
+// What becomes of nodes by what they are, before any Job is made.
+scenarios! {
+    nodes_that_no_worker_is_sent_to: Case {
+        prepare: |stage| {
+            for node in ["node-4", "node-5", "node-6", "node-7"] {
+                stage.add_node(node);
+                stage.add(&Volume::local_path(node, "shop", node, "1Gi"));
+            }
+            let node = stage.server.object("nodes", "", "node-1").expect("it is there");
+            stage.server.put(objects::taint(node, "ToBeDeletedByClusterAutoscaler", "NoSchedule"));
+            stage.change("nodes", "", "node-2", |node| {
+                node["metadata"]["finalizers"] = json!(["example.com/wait"]);
+                node["metadata"]["deletionTimestamp"] = "2024-01-01T00:00:00Z".into();
+            });
+            stage.change("nodes", "", "node-3", |node| set_condition(node, "Ready", "False"));
+            stage.change("nodes", "", "node-4", |node| node["status"]["nodeInfo"] = json!({"operatingSystem": "windows"}));
+            stage.change("nodes", "", "node-5", |node| node["metadata"]["labels"]["type"] = "virtual-kubelet".into());
+            // Cordoned, drained and tainted is no reason.
+            stage.change("nodes", "", "node-6", |node| node["spec"]["unschedulable"] = true.into());
+            for (node, key, effect) in [
+                ("node-6", "node.kubernetes.io/unschedulable", "NoSchedule"),
+                ("node-7", "dedicated", "NoExecute"),
+            ] {
+                let object = stage.server.object("nodes", "", node).expect("it is there");
+                stage.server.put(objects::taint(object, key, effect));
+            }
+        },
+        samples: &[
+            (NOT_MEASURED, &[("node", "node-1"), ("reason", "being_removed")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "being_removed")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-3"), ("reason", "not_ready")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-4"), ("reason", "not_linux")], Some(1.0)),
+            (NOT_MEASURED, &[("node", "node-5"), ("reason", "virtual_node")], Some(1.0)),
+            (USED, &[("node", "node-6")], Some(8192.0)),
+            (USED, &[("node", "node-7")], Some(8192.0)),
+            (NODE_VOLUMES, &[("reason", "being_removed")], Some(2.0)),
+            (CAPACITY, &[("node", "node-5")], Some(1_073_741_824.0)),
+        ],
+        jobs_made: Some(&["node-6", "node-7"]),
+        check: |stage, ended| {
+            assert!(ended.took < Duration::from_secs(12), "{:?}: it is told at once", ended.took);
+            for request in stage.server.requests() {
+                if request.verb == "create" && request.resource == "jobs" {
+                    let tolerations = &request.body["spec"]["template"]["spec"]["tolerations"];
+                    assert_eq!(*tolerations, json!([{"operator": "Exists"}]), "every taint is tolerated");
+                }
+            }
+        },
+        ..WELL
+    };
+}
+
+/// The name of the PersistentVolume of a claim.
+fn volume_of(namespace: &str, claim: &str) -> String {
+    Volume::local_path("", namespace, claim, "1Gi").persistentvolume
+}
+
+/// Volumes that say nothing of their node: the pod of one runs on node-3, those of another on two nodes, and nothing mounts
+/// the third. Six hundred pods of others run beside them.
+fn lone_volumes(stage: &mut Stage) {
+    for (claim, nodes) in [
+        ("lone", &["node-3"][..]),
+        ("spread", &["node-1", "node-2"]),
+        ("unused", &[]),
     ] {
-        stage.gateway.push(
-            key,
-            "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n",
+        let volume = Volume::local_path("node-3", "shop", claim, "1Gi");
+        stage.add(&volume);
+        stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+            volume["metadata"]["annotations"] = json!({});
+            volume["spec"].as_object_mut().expect("a spec").remove("nodeAffinity");
+        });
+        for node in nodes {
+            stage
+                .server
+                .put(pod("shop", &format!("{claim}-on-{node}"), node, claim));
+        }
+    }
+    for number in 0..600 {
+        stage
+            .server
+            .put(pod("crowd", &format!("pod-{number:03}"), "node-1", "lone"));
+    }
+}
+
+fn pod(namespace: &str, name: &str, node: &str, claim: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "nodeName": node, "containers": [{"name": "main", "image": "busybox"}],
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
+                {"name": "scratch", "emptyDir": {}},
+            ],
+        },
+        "status": {"phase": "Running"},
+    })
+}
+
+/// How often the pods of the whole cluster were listed, by pages.
+fn lists_of_pods(stage: &Stage) -> usize {
+    let requests = stage.server.requests();
+    let lists = requests
+        .iter()
+        .filter(|request| request.verb == "list" && request.resource == "pods" && request.namespace.is_empty());
+    lists.count()
+}
+
+/// A node that comes back is measured in the next run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_is_measured_again() {
+    let mut stage = Stage::new().await;
+    for (ready, used) in [("Unknown", None), ("True", Some(8192.0)), ("False", Some(8192.0))] {
+        stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", ready));
+        let ended = stage.run(&[]).await;
+        assert_eq!(ended.code, 0, "{}", ended.said);
+        assert_eq!(
+            stage.gateway.value(USED, &[("node", "node-2")]),
+            used,
+            "{ready}: {}",
+            ended.said
         );
+        let measured = f64::from(u8::from(ready == "True"));
+        assert_eq!(stage.gateway.value(MEASURED, &[("node", "node-2")]), Some(measured));
+        check_sum(&stage, &ended.said);
+    }
+}
+
+/// Groups of nodes, of this cluster and of another.
+fn push_old_groups(stage: &Stage, nodes: &[&str]) {
+    for node in nodes {
+        for key in [
+            format!("job/lp-exporter-job/node/{node}"),
+            format!("job/lp-exporter-job/node/{node}/cluster/other"),
+        ] {
+            stage.gateway.push(
+                &key,
+                "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n",
+            );
+        }
     }
 }
 

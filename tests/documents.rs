@@ -18,6 +18,7 @@ use lp_exporter::measure;
 use lp_exporter::metrics::{self, FAMILIES, Report, WorkerTimes};
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::tracker::Outcome;
+use lp_exporter::volumes::collect::{Collect, Collected};
 use lp_exporter::volumes::node_plan::Run;
 use lp_exporter::volumes::path::BasePaths;
 use lp_exporter::volumes::plan::{PlacedVolume, Plan, PlannedNode};
@@ -99,7 +100,16 @@ fn closed_sets() {
 fn flags() {
     let command = Cli::command();
     let headings = [
-        ("controller", &["Where to push", "How to log", "Controller"][..]),
+        (
+            "controller",
+            &[
+                "Where to push",
+                "How to log",
+                "Controller",
+                "What is measured",
+                "What is told",
+            ][..],
+        ),
         (
             "worker",
             &["Where to push", "How to log", "Worker", "How fast to measure"],
@@ -111,12 +121,22 @@ fn flags() {
         let documented = headings
             .iter()
             .flat_map(|heading| table(CONFIGURATION, heading))
+            .filter(|row| row.len() == 4)
             .map(|row| row[..3].to_vec());
         check_rows(subcommand, documented, command.get_arguments().map(flag_row));
     }
     let named = headings.map(|(subcommand, _)| subcommand);
     let commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
     assert_eq!(commands, named, "a new subcommand needs a table of its own");
+}
+
+/// What `--collect` takes is documented with what it costs.
+#[test]
+fn what_is_collected() {
+    let rows = table(CONFIGURATION, "What is told");
+    let documented = rows.into_iter().filter(|row| row.len() == 3);
+    let expected = Collected::ALL.into_iter().map(|one| vec![code(one.as_str())]);
+    check_rows("families to collect", documented.map(|row| row[..1].to_vec()), expected);
 }
 
 #[test]
@@ -152,7 +172,21 @@ fn deadlines_of_intervals() {
 
 #[test]
 fn rights() {
-    let text = read("manifests/base/rbac.yaml");
+    let granted = [
+        granted_by("manifests/base/rbac.yaml"),
+        granted_by("manifests/components/locate-by-pods/rbac.yaml"),
+    ];
+    let documented = table("docs/security.md", "Rights of the controller");
+    check_rows(
+        "rights",
+        documented.into_iter().map(|row| row[..3].to_vec()),
+        granted.concat().into_iter(),
+    );
+}
+
+/// The rights in a manifest: scope, resource and verbs.
+fn granted_by(manifest: &str) -> Vec<Vec<String>> {
+    let text = read(manifest);
     let objects = serde_yaml::Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML"));
     let strings = |value: &Value| -> Vec<String> {
         let list = value.as_sequence().into_iter().flatten();
@@ -177,12 +211,7 @@ fn rights() {
             }
         }
     }
-    let documented = table("docs/security.md", "Rights of the controller");
-    check_rows(
-        "rights",
-        documented.into_iter().map(|row| row[..3].to_vec()),
-        expected.into_iter(),
-    );
+    expected
 }
 
 #[test]
@@ -372,6 +401,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
         name: name.to_owned(),
         disk_pressure: false,
         unmeasurable: None,
+        bases: vec![0],
         volumes: vec![PlacedVolume {
             name: "pv".to_owned(),
             claim: Some(("namespace".to_owned(), "claim".to_owned())),
@@ -383,13 +413,17 @@ fn groups_of_families() -> BTreeMap<String, String> {
             requested_bytes: Some(1),
             phase: "Bound".to_owned(),
             reclaim_policy: "Delete".to_owned(),
+            created_unix_seconds: Some(1),
             shared: false,
+            alert_percent: Some(80),
+            alert_disabled: true,
+            claim_labels: Vec::new(),
         }],
     };
     let plan = Plan {
         nodes: vec![node("a"), node("b")],
-        skipped: Vec::new(),
-        other_nodes: BTreeSet::new(),
+        nodes_not_scanned: BTreeMap::from([("c".to_owned(), NodeReason::NoVolumes)]),
+        ..Plan::default()
     };
     let failed = Outcome::NotMeasured {
         reason: NodeReason::Lost,
@@ -424,7 +458,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
     let bodies = [
         (
             "lp-exporter",
-            metrics::capacity_group(&plan, &run, Duration::from_secs(300)),
+            metrics::capacity_group(&plan, &run, Duration::from_secs(300), &Collect::everything(), &[]),
         ),
         ("lp-exporter-job", usage),
         ("lp-exporter-run", report.group()),

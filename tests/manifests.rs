@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lp_exporter::deadlines::{JobClock, deadlines};
+use serde::Deserialize;
 use serde_yaml::Value;
 
 /// The schedule, the interval that the program is told, and the deadline that ends it stand in three places of one file:
@@ -55,6 +56,30 @@ fn the_base_names_what_the_program_expects() {
     assert_eq!(template, format!("{mounted_at}/{}", files[0].as_str().expect("text")));
 }
 
+/// The component grants one right, to the account that the base makes, and sets the flag that needs it.
+#[test]
+fn the_component_for_pods_grants_one_right() {
+    let text = read("manifests/components/locate-by-pods/rbac.yaml");
+    let objects = serde_yaml::Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML"));
+    let [role, binding]: [Value; 2] = objects.collect::<Vec<_>>().try_into().expect("a role and its binding");
+    let rule = "[{apiGroups: [''], resources: [pods], verbs: [list]}]";
+    assert_eq!(role["rules"], serde_yaml::from_str::<Value>(rule).expect("YAML"));
+    assert_eq!(role["kind"], "ClusterRole");
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    let account = "{kind: ServiceAccount, name: lp-exporter, namespace: lp-exporter}";
+    assert_eq!(
+        binding["subjects"][0],
+        serde_yaml::from_str::<Value>(account).expect("YAML")
+    );
+    let patch = yaml("manifests/components/locate-by-pods/kustomization.yaml")["patches"][0]["patch"].clone();
+    let patch: Value = serde_yaml::from_str(patch.as_str().expect("a patch")).expect("YAML");
+    let env = &patch["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["env"][0];
+    assert_eq!(
+        (&env["name"], &env["value"]),
+        (&"LP_EXPORTER_LOCATE_BY_PODS".into(), &"true".into())
+    );
+}
+
 /// The time between two starts of a schedule of the form `*/N * * * *`.
 fn period(schedule: &str) -> Duration {
     let minutes = schedule
@@ -71,7 +96,10 @@ fn period(schedule: &str) -> Duration {
 }
 
 fn yaml(path: &str) -> Value {
+    serde_yaml::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
-    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }

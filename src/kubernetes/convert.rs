@@ -1,21 +1,23 @@
 //! Objects of the API server into what the rest of the program works with. Each object is read by itself: one that cannot be
 //! read is told by its reason, and costs no other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::job::{INSTANCE_LABEL, NODE_ANNOTATION, RUN_LABEL};
 use crate::text::one_line;
 use crate::tracker::{JobEnd, PodEnd, PodPhase, WorkerJob, WorkerPod};
 use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
+use crate::volumes::claims::{ALERT_PERCENT_ANNOTATION, Claim};
+use crate::volumes::pods::PodOnNode;
 use crate::volumes::quantity;
-use crate::volumes::volume::{Claim, ClaimReference, Node, SkipReason, Skipped, SourceKind, Volume};
+use crate::volumes::volume::{ClaimReference, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
 
 /// Written by local-path-provisioner since 0.0.25: the node that the scheduler chose for the first pod of the claim.
 const SELECTED_NODE_ANNOTATION: &str = "local.path.provisioner/selected-node";
@@ -32,69 +34,123 @@ const MESSAGE_MAX_CHARS: usize = 5000;
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
 
+/// What an object goes by that has no name.
+const NO_NAME: &str = "(no readable name)";
+
 /// Reads a PersistentVolume.
 ///
 /// # Errors
 /// The volume as skipped: not node-local, or not readable, with its name as far as it can be told.
 pub fn volume(raw: &RawValue) -> Result<Volume, Skipped> {
-    let object: core::PersistentVolume = decode(raw).map_err(|(persistent_volume, detail)| Skipped {
-        persistent_volume,
+    let object: core::PersistentVolume = decode(raw).map_err(|(name, detail)| Skipped {
+        facts: name.is_some().then(|| {
+            Box::new(SkippedFacts {
+                path: path_of(raw),
+                ..SkippedFacts::default()
+            })
+        }),
+        persistent_volume: name.unwrap_or_else(|| NO_NAME.to_owned()),
         reason: SkipReason::Undecodable,
         detail,
     })?;
-    let name = object.metadata.name.clone().unwrap_or_default();
-    volume_of(object).map_err(|(reason, detail)| Skipped {
-        persistent_volume: name,
-        reason,
-        detail: shorten(&detail),
-    })
+    volume_of(object)
 }
 
-fn volume_of(object: core::PersistentVolume) -> Result<Volume, (SkipReason, String)> {
+/// The directory of a volume that cannot be read otherwise.
+fn path_of(raw: &RawValue) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Object {
+        spec: Spec,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec {
+        host_path: Option<Source>,
+        local: Option<Source>,
+    }
+    #[derive(Deserialize)]
+    struct Source {
+        path: String,
+    }
+    let Object { spec } = serde_json::from_str(raw.get()).ok()?;
+    spec.host_path.or(spec.local).map(|source| source.path)
+}
+
+fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
     let spec = object.spec.unwrap_or_default();
+    let ObjectMeta {
+        name,
+        annotations,
+        creation_timestamp,
+        ..
+    } = object.metadata;
+    let name = name.unwrap_or_default();
     let (source, path) = match (spec.host_path, spec.local) {
         (Some(host_path), _) => (SourceKind::HostPath, host_path.path),
         (None, Some(local)) => (SourceKind::Local, local.path),
         (None, None) => {
-            return Err((
-                SkipReason::NotNodeLocal,
-                "its source is neither hostPath nor local".to_owned(),
-            ));
+            return Err(Skipped {
+                persistent_volume: name,
+                reason: SkipReason::NotNodeLocal,
+                detail: "its source is neither hostPath nor local".to_owned(),
+                facts: None,
+            });
         }
     };
-    if spec.volume_mode.as_deref() == Some("Block") {
-        return Err((SkipReason::BlockMode, "volumeMode is Block".to_owned()));
-    }
     let capacity = spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"));
     let capacity_bytes = match capacity.map(|storage| quantity::parse_bytes(&storage.0)) {
-        Some(Ok(bytes)) => bytes,
-        Some(Err(error)) => return Err((SkipReason::InvalidCapacity, error.to_string())),
-        None => {
-            return Err((
-                SkipReason::InvalidCapacity,
-                "spec.capacity.storage is missing".to_owned(),
-            ));
+        _ if spec.volume_mode.as_deref() == Some("Block") => {
+            Err((SkipReason::BlockMode, "volumeMode is Block".to_owned()))
         }
+        Some(Ok(bytes)) => Ok(bytes),
+        Some(Err(error)) => Err((SkipReason::InvalidCapacity, error.to_string())),
+        None => Err((
+            SkipReason::InvalidCapacity,
+            "spec.capacity.storage is missing".to_owned(),
+        )),
     };
-    let annotations = object.metadata.annotations.unwrap_or_default();
-    Ok(Volume {
-        name: object.metadata.name.unwrap_or_default(),
-        claim: spec.claim_ref.and_then(|claim| {
-            Some(ClaimReference {
-                namespace: claim.namespace?,
-                name: claim.name?,
-                uid: claim.uid,
-            })
+    let read = capacity_bytes.and_then(|bytes| Ok((bytes, affinity(spec.node_affinity)?)));
+    let claim = spec.claim_ref.and_then(|claim| {
+        Some(ClaimReference {
+            namespace: claim.namespace?,
+            name: claim.name?,
+            uid: claim.uid,
+        })
+    });
+    let storage_class = spec.storage_class_name.unwrap_or_default();
+    let phase = object.status.and_then(|status| status.phase).unwrap_or_default();
+    let reclaim_policy = spec.persistent_volume_reclaim_policy.unwrap_or_default();
+    let created_unix_seconds = creation_timestamp.map(|created| created.0.as_second());
+    match read {
+        Ok((capacity_bytes, affinity)) => Ok(Volume {
+            name,
+            claim,
+            storage_class,
+            source,
+            path,
+            capacity_bytes,
+            phase,
+            reclaim_policy,
+            affinity,
+            selected_node: annotations.unwrap_or_default().remove(SELECTED_NODE_ANNOTATION),
+            created_unix_seconds,
         }),
-        storage_class: spec.storage_class_name.unwrap_or_default(),
-        source,
-        path,
-        capacity_bytes,
-        phase: object.status.and_then(|status| status.phase).unwrap_or_default(),
-        reclaim_policy: spec.persistent_volume_reclaim_policy.unwrap_or_default(),
-        affinity: affinity(spec.node_affinity)?,
-        selected_node: annotations.get(SELECTED_NODE_ANNOTATION).cloned(),
-    })
+        Err((reason, detail)) => Err(Skipped {
+            persistent_volume: name,
+            reason,
+            detail: shorten(&detail),
+            facts: Some(Box::new(SkippedFacts {
+                claim: claim.map(|claim| (claim.namespace, claim.name)),
+                storage_class,
+                source: Some(source),
+                path: Some(path),
+                phase,
+                reclaim_policy,
+                created_unix_seconds,
+                ..SkippedFacts::default()
+            })),
+        }),
+    }
 }
 
 fn affinity(affinity: Option<core::VolumeNodeAffinity>) -> Result<Option<Vec<NodeSelectorTerm>>, (SkipReason, String)> {
@@ -129,24 +185,103 @@ fn affinity(affinity: Option<core::VolumeNodeAffinity>) -> Result<Option<Vec<Nod
     terms.collect::<Result<Vec<_>, _>>().map(Some)
 }
 
-/// Reads a PersistentVolumeClaim.
+/// Reads a PersistentVolumeClaim, and of its labels those with these keys.
 ///
 /// # Errors
 /// Its name, as far as it can be told, and what is wrong with it.
-pub fn claim(raw: &RawValue) -> Result<Claim, (String, String)> {
-    let object: core::PersistentVolumeClaim = decode(raw)?;
-    let requests = object
-        .spec
-        .and_then(|spec| spec.resources)
-        .and_then(|resources| resources.requests);
+pub fn claim(raw: &RawValue, label_keys: &BTreeSet<String>) -> Result<Claim, (String, String)> {
+    let object: core::PersistentVolumeClaim =
+        decode(raw).map_err(|(name, why)| (name.unwrap_or_else(|| NO_NAME.to_owned()), why))?;
+    let spec = object.spec.unwrap_or_default();
+    let requests = spec.resources.and_then(|resources| resources.requests);
     let requested = requests.as_ref().and_then(|requests| requests.get("storage"));
+    let ObjectMeta {
+        namespace,
+        name,
+        uid,
+        labels,
+        annotations,
+        ..
+    } = object.metadata;
+    let mut labels = labels.unwrap_or_default();
+    labels.retain(|key, _| label_keys.contains(key));
     Ok(Claim {
         reference: ClaimReference {
-            namespace: object.metadata.namespace.unwrap_or_default(),
-            name: object.metadata.name.unwrap_or_default(),
-            uid: object.metadata.uid,
+            namespace: namespace.unwrap_or_default(),
+            name: name.unwrap_or_default(),
+            uid,
         },
+        volume: spec.volume_name.filter(|name| !name.is_empty()),
+        is_lost: object.status.and_then(|status| status.phase).as_deref() == Some("Lost"),
         requested_bytes: requested.and_then(|storage| quantity::parse_bytes(&storage.0).ok()),
+        labels,
+        // Whoever owns the claim may write 256 KiB here.
+        alert_percent: annotations
+            .unwrap_or_default()
+            .get(ALERT_PERCENT_ANNOTATION)
+            .map(|text| text.chars().take(TEXT_MAX_CHARS).collect()),
+    })
+}
+
+/// Reads which claims a pod mounts, and where; `None` for a pod that mounts none or is bound to no node. Every pod of the
+/// cluster may come here, so no more of it is decoded than is needed.
+pub fn pod_on_node(raw: &RawValue) -> Option<PodOnNode> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Object {
+        metadata: Metadata,
+        spec: Spec,
+        #[serde(default)]
+        status: Status,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        name: String,
+        namespace: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec {
+        node_name: Option<String>,
+        #[serde(default)]
+        volumes: Vec<PodVolume>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct PodVolume {
+        name: String,
+        persistent_volume_claim: Option<ClaimSource>,
+        ephemeral: Option<IgnoredAny>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct ClaimSource {
+        claim_name: String,
+    }
+    #[derive(Default, Deserialize)]
+    struct Status {
+        phase: Option<String>,
+    }
+    let Object {
+        metadata: Metadata { name, namespace },
+        spec: Spec { node_name, volumes },
+        status,
+    } = serde_json::from_str(raw.get()).ok()?;
+    let claims: Vec<String> = volumes
+        .into_iter()
+        .filter_map(|volume| match (volume.persistent_volume_claim, volume.ephemeral) {
+            (Some(claim), _) => Some(claim.claim_name),
+            // Kubernetes makes the claim of a generic ephemeral volume, and names it so.
+            (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
+            (None, None) => None,
+        })
+        .collect();
+    let node = node_name.filter(|node| !node.is_empty())?;
+    (!claims.is_empty()).then_some(PodOnNode {
+        namespace,
+        claims,
+        node,
+        has_ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }
 
@@ -427,7 +562,7 @@ fn controller_of<'a>(metadata: &'a ObjectMeta, kind: &str) -> Option<&'a OwnerRe
 }
 
 /// Decodes an object, or tells its name, as far as it has one, and what is wrong with it.
-fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
+fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (Option<String>, String)> {
     #[derive(Deserialize)]
     struct Named {
         metadata: Metadata,
@@ -439,10 +574,7 @@ fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let name = serde_json::from_str::<Named>(raw.get()).map(|named| named.metadata.name);
-        (
-            name.unwrap_or_else(|_| "(no readable name)".to_owned()),
-            shorten(&error.to_string()),
-        )
+        (name.ok(), shorten(&error.to_string()))
     })
 }
 
@@ -518,10 +650,98 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_volume_that_is_left_out() {
+        let facts = |spec: &str| {
+            let skipped = volume_with(spec).expect_err("it is left out");
+            skipped.facts.map(|facts| *facts)
+        };
+        let strange = facts(r#""capacity":5,"hostPath":{"path":"/a/../b"}"#).expect("it has a name");
+        assert_eq!(strange.path.as_deref(), Some("/a/../b"));
+        assert_eq!(facts(r#""capacity":5,"hostPath":5"#).expect("it has a name").path, None);
+        let block = facts(
+            r#""capacity":{"storage":"1"},"local":{"path":"/dev/sdb"},"volumeMode":"Block","storageClassName":"c",
+               "persistentVolumeReclaimPolicy":"Retain","claimRef":{"namespace":"ns","name":"claim"}"#,
+        );
+        let expected = SkippedFacts {
+            claim: Some(("ns".to_owned(), "claim".to_owned())),
+            storage_class: "c".to_owned(),
+            source: Some(SourceKind::Local),
+            path: Some("/dev/sdb".to_owned()),
+            reclaim_policy: "Retain".to_owned(),
+            ..SkippedFacts::default()
+        };
+        assert_eq!(block, Some(expected));
+        let elsewhere = facts(r#""capacity":{"storage":"1"},"nfs":{"path":"/b","server":"s"}"#);
+        assert_eq!(elsewhere, None, "it is not ours to tell of");
+    }
+
+    #[test]
+    fn what_a_claim_says() {
+        let keys = BTreeSet::from(["team".to_owned()]);
+        let read = |json: &str| claim(&raw(json), &keys);
+        let bound = read(
+            r#"{"metadata":{"name":"c","namespace":"ns","uid":"u","labels":{"team":"a","other":"b"},
+                "annotations":{"lp-exporter/alert-percent":"80","other":"x"}},
+                "spec":{"volumeName":"pv","resources":{"requests":{"storage":"1Ki"}}},"status":{"phase":"Bound"}}"#,
+        )
+        .expect("it is a claim");
+        assert_eq!((bound.volume.as_deref(), bound.is_lost), (Some("pv"), false));
+        assert_eq!(
+            (bound.requested_bytes, bound.alert_percent()),
+            (Some(1024), Ok(Some(80)))
+        );
+        assert_eq!(
+            bound.labels,
+            BTreeMap::from([("team".to_owned(), "a".to_owned())]),
+            "no more is kept than is looked at"
+        );
+        let lost =
+            read(r#"{"metadata":{"name":"c","namespace":"ns"},"spec":{"volumeName":""},"status":{"phase":"Lost"}}"#);
+        let lost = lost.expect("it is a claim");
+        assert_eq!((lost.volume, lost.is_lost, lost.requested_bytes), (None, true, None));
+        assert_eq!(
+            read(r#"{"metadata":{"name":"c"},"spec":7}"#).expect_err("it is none").0,
+            "c"
+        );
+    }
+
+    #[test]
+    fn where_a_pod_runs_and_what_it_mounts() {
+        let check = |spec: &str, phase: &str, expected: Option<(&[&str], bool)>| {
+            let pod = pod_on_node(&raw(&format!(
+                r#"{{"metadata":{{"name":"p","namespace":"ns"}},"spec":{{{spec}}},"status":{{"phase":{phase:?}}}}}"#
+            )));
+            let told = pod.map(|pod| {
+                assert_eq!((pod.namespace.as_str(), pod.node.as_str()), ("ns", "n"));
+                (pod.claims, pod.has_ended)
+            });
+            let expected =
+                expected.map(|(claims, ended)| (claims.iter().map(|one| (*one).to_owned()).collect(), ended));
+            assert_eq!(told, expected, "{spec} {phase}");
+        };
+        let mounts = r#""nodeName":"n","volumes":[{"name":"v","persistentVolumeClaim":{"claimName":"c"}},
+            {"name":"e","ephemeral":{"volumeClaimTemplate":{"spec":{}}}},{"name":"x","emptyDir":{}}]"#;
+        check(mounts, "Running", Some((&["c", "p-e"], false)));
+        check(mounts, "Pending", Some((&["c", "p-e"], false)));
+        check(mounts, "Succeeded", Some((&["c", "p-e"], true)));
+        check(mounts, "Failed", Some((&["c", "p-e"], true)));
+        check(r#""nodeName":"n""#, "Running", None);
+        check(
+            r#""nodeName":"n","volumes":[{"name":"x","emptyDir":{}}]"#,
+            "Running",
+            None,
+        );
+        check(&mounts.replace(r#""n""#, r#""""#), "Pending", None);
+        check(&mounts.replace(r#""nodeName":"n","#, ""), "Pending", None);
+        assert_eq!(pod_on_node(&raw(r#"{"metadata":7}"#)), None);
+    }
+
+    #[test]
     fn an_object_without_a_name_is_told_too() {
         let skipped = volume(&raw(r#"{"metadata":7}"#)).expect_err("it is no volume");
         assert_eq!(skipped.persistent_volume, "(no readable name)");
         assert_eq!(skipped.reason, SkipReason::Undecodable);
+        assert_eq!(skipped.facts, None, "two of them would be one series");
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl GroupingLabels {
         }
         Ok(Self(accepted))
     }
+
+    /// The names of the labels.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
 }
 
 impl Display for GroupingLabels {

@@ -108,6 +108,23 @@ impl NodeSelectorTerm {
 }
 
 impl Requirement {
+    /// What `labels.NewRequirement` would refuse it for, if it would.
+    pub(super) fn why_invalid_for_label(&self) -> Option<String> {
+        if self.is_valid_for_label() {
+            return None;
+        }
+        let is_compared = matches!(self.operator, Operator::Gt | Operator::Lt);
+        Some(if !is_label_key(&self.key) {
+            format!("{:?} is no label key", excerpt(&self.key))
+        } else if let Some(value) = self.values.iter().find(|value| !is_label_value(value)) {
+            format!("{:?} is no label value", excerpt(value))
+        } else if is_compared {
+            format!("{:?} is no integer", excerpt(&self.values.concat()))
+        } else {
+            format!("{:?} has the wrong number of values", excerpt(&self.key))
+        })
+    }
+
     /// Tells whether `labels.NewRequirement` would accept it.
     fn is_valid_for_label(&self) -> bool {
         let count_fits = match self.operator {
@@ -119,7 +136,8 @@ impl Requirement {
         count_fits && is_label_key(&self.key) && self.values.iter().all(|value| is_label_value(value))
     }
 
-    fn label_matches(&self, node_labels: &BTreeMap<String, String>) -> bool {
+    /// Tells whether labels meet a requirement that is valid for them.
+    pub(super) fn label_matches(&self, node_labels: &BTreeMap<String, String>) -> bool {
         let on_node = node_labels.get(&self.key);
         let integer_on_node = || on_node?.parse::<i64>().ok();
         match self.operator {
@@ -160,7 +178,7 @@ impl Requirement {
 }
 
 /// Tells whether a text is a label key: a name, before it at most one DNS name as a prefix and a slash.
-fn is_label_key(key: &str) -> bool {
+pub(super) fn is_label_key(key: &str) -> bool {
     let (prefix, name) = match key.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),

@@ -13,15 +13,18 @@
 //!
 //! A shared volume is measured on one Ready node. Which one changes as rarely as it can: every node draws a number from its
 //! name and the storage class, and the highest one wins (rendezvous hashing), so that a node that comes or goes moves only
-//! what it wins.
+//! what it wins. Where only some nodes are to be measured, those come before the others.
+//!
+//! Where nothing says where a volume lies, its pods may be asked ([`NodeIndex::place_by_pods`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use sha2::{Digest, Sha256};
 
 use crate::text::one_line;
 
 use super::affinity::{self, NodeSelectorTerm, Operator};
+use super::pods::PodPlaces;
 use super::volume::{Node, SkipReason, Volume};
 
 /// The only field that a node selector may name.
@@ -44,6 +47,8 @@ pub struct NodeIndex<'a> {
     by_name: HashMap<&'a str, usize>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
     shared_by_class: HashMap<String, Option<usize>>,
+    /// Whether each node is among those that measure what is shared, as long as one of them can.
+    preferred: Vec<bool>,
 }
 
 impl<'a> NodeIndex<'a> {
@@ -65,6 +70,30 @@ impl<'a> NodeIndex<'a> {
             by_name,
             by_label,
             shared_by_class: HashMap::new(),
+            preferred: vec![true; nodes.len()],
+        }
+    }
+
+    /// Lets these nodes measure what is shared, as long as one of them can. An empty set is any node.
+    #[must_use]
+    pub fn preferring(mut self, names: &BTreeSet<String>) -> NodeIndex<'a> {
+        for (preferred, node) in self.preferred.iter_mut().zip(self.nodes) {
+            *preferred = names.is_empty() || names.contains(&node.name);
+        }
+        self
+    }
+
+    /// Says where a volume lies by the pods that mount its claim (namespace and name).
+    pub fn place_by_pods(&self, pods: &PodPlaces, claim: (&str, &str)) -> Placement {
+        match pods.node_of(claim) {
+            Ok(name) => match self.by_name.get(name) {
+                Some(node) => Placement::Node(*node),
+                None => Placement::Unplaced(
+                    SkipReason::NodeGone,
+                    format!("the pods of its claim ran on {name}, which is gone"),
+                ),
+            },
+            Err((reason, detail)) => Placement::Unplaced(reason, detail),
         }
     }
 
@@ -100,7 +129,7 @@ impl<'a> NodeIndex<'a> {
                 "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node";
             return Placement::Unplaced(SkipReason::NoNodeNamed, detail.to_owned());
         }
-        if let Some(node) = annotated.filter(|node| self.measurable(*node)) {
+        if let Some(node) = annotated.filter(|node| self.measurable(*node) && self.preferred[*node]) {
             return Placement::Shared(node);
         }
         let chosen = match self.shared_by_class.get(&volume.storage_class) {
@@ -118,14 +147,14 @@ impl<'a> NodeIndex<'a> {
         shared_on(self.elect(storage_class, among.iter().copied()))
     }
 
-    /// The measurable node among these that draws the highest number.
+    /// The measurable node among these, a preferred one if there is any, that draws the highest number.
     fn elect(&self, storage_class: &str, among: impl Iterator<Item = usize>) -> Option<usize> {
         among.filter(|node| self.measurable(*node)).max_by_key(|node| {
             let mut digest = Sha256::new();
             digest.update(storage_class.as_bytes());
             digest.update([0]);
             digest.update(self.nodes[*node].name.as_bytes());
-            <[u8; 32]>::from(digest.finalize())
+            (self.preferred[*node], <[u8; 32]>::from(digest.finalize()))
         })
     }
 
@@ -313,6 +342,26 @@ mod tests {
         check(None, Some("a"), "shared a");
         check(None, Some(""), "shared b");
         check(None, Some("c"), "shared b");
+    }
+
+    #[test]
+    fn what_is_shared_is_measured_by_the_nodes_that_are_to_be_measured() {
+        let place = |terms: Option<Vec<NodeSelectorTerm>>, selected_node: &str, preferred: &[&str]| {
+            let mut volume = volume("pv");
+            volume.affinity = terms;
+            volume.selected_node = Some(selected_node.to_owned());
+            let preferred = preferred.iter().map(|name| (*name).to_owned()).collect();
+            told(NodeIndex::new(&nodes()).preferring(&preferred).place(&volume))
+        };
+        let east = || Some(vec![term("zone", &["east"])]);
+        assert_eq!(place(None, "b", &["a"]), "shared a");
+        assert_eq!(place(None, "", &["a"]), "shared a");
+        assert_eq!(place(east(), "", &["a"]), "shared a");
+        // Where the annotation pins, nobody else has it.
+        assert_eq!(place(east(), "b", &["a"]), "b");
+        // c is not Ready, so another has to do.
+        assert_eq!(place(east(), "", &["c"]), "shared b");
+        assert_eq!(place(None, "", &["c"]), "shared b");
     }
 
     #[test]

@@ -2,30 +2,39 @@
 //!
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::text::one_line;
 
+use super::claims::{Claim, Claims};
 use super::node_plan::{self, BASES_DIRECTORY, Base, NodePlan, Run};
 use super::path::{self, BasePaths, Located};
 use super::placement::{NodeIndex, Placement};
-use super::volume::{Claim, Node, NodeReason, SkipReason, Skipped, SourceKind, Volume};
+use super::pods::PodPlaces;
+use super::selection::{ScanNodes, Selection};
+use super::volume::{Node, NodeReason, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
 
 /// The longest detail of a skipped volume: a path can have 4,095 characters.
 const DETAIL_MAX_CHARS: usize = 300;
 
 /// What a run is going to do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// The nodes that hold volumes, by name.
+    /// The nodes that are to be looked at, by name: those that hold volumes, and others if they are asked for.
     pub nodes: Vec<PlannedNode>,
     /// The volumes that are left out.
     pub skipped: Vec<Skipped>,
     /// The nodes of volumes that are left out although their node is known.
     pub other_nodes: BTreeSet<String>,
+    /// The nodes that no worker is to look at, by name, and why. One that it cannot look at is among `nodes`.
+    pub nodes_not_scanned: BTreeMap<String, NodeReason>,
+    /// Thresholds that claims ask for and that make no sense.
+    pub invalid_alert_percents: Vec<String>,
+    /// Claims whose volume is gone, as `namespace/name`.
+    pub claims_lost: Vec<String>,
 }
 
-/// A node that holds volumes.
+/// A node that is to be looked at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedNode {
     /// The node's name.
@@ -34,6 +43,9 @@ pub struct PlannedNode {
     pub disk_pressure: bool,
     /// Why no worker is sent there, if none is.
     pub unmeasurable: Option<(NodeReason, String)>,
+    /// The base paths that its worker looks below: indices into the base paths of the run, in their order. Those of its
+    /// volumes are among them.
+    pub bases: Vec<usize>,
     /// Its volumes, by path.
     pub volumes: Vec<PlacedVolume>,
 }
@@ -61,40 +73,27 @@ pub struct PlacedVolume {
     pub phase: String,
     /// What happens to the directory when the claim goes.
     pub reclaim_policy: String,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_seconds: Option<i64>,
     /// Whether several nodes share its file system.
     pub shared: bool,
+    /// The threshold that its claim asks for, in percent of the capacity.
+    pub alert_percent: Option<u8>,
+    /// Whether its claim wants no alerts.
+    pub alert_disabled: bool,
+    /// The values of the labels of its claim that are told, in their order.
+    pub claim_labels: Vec<String>,
 }
 
-/// The claims of the cluster, arranged to be found.
-#[derive(Default)]
-pub struct Claims {
-    by_name: HashMap<(String, String), (Option<String>, Option<u64>)>,
-}
-
-impl Claims {
-    /// Arranges the claims.
-    pub fn new(claims: impl IntoIterator<Item = Claim>) -> Claims {
-        let by_name = claims
-            .into_iter()
-            .map(
-                |Claim {
-                     reference,
-                     requested_bytes,
-                 }| { ((reference.namespace, reference.name), (reference.uid, requested_bytes)) },
-            )
-            .collect();
-        Claims { by_name }
-    }
-
-    /// What the volume's claim requests now. A claim that was deleted and made again under the same name is another claim.
-    fn requested_bytes(&self, volume: &Volume) -> Option<u64> {
-        let claim = volume.claim.as_ref()?;
-        let (uid, requested_bytes) = self.by_name.get(&(claim.namespace.clone(), claim.name.clone()))?;
-        match (&claim.uid, uid) {
-            (Some(bound), Some(live)) if bound != live => None,
-            _ => *requested_bytes,
-        }
-    }
+/// What of the cluster, besides its volumes, a plan depends on.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The claims.
+    pub claims: &'a Claims,
+    /// The nodes: all of them, Ready or not.
+    pub nodes: &'a [Node],
+    /// Where the pods of claims run, if they are to be asked.
+    pub pods: Option<&'a PodPlaces>,
 }
 
 /// Plans a run.
@@ -103,84 +102,196 @@ impl Claims {
 pub fn plan(
     volumes: impl IntoIterator<Item = Volume>,
     skipped: Vec<Skipped>,
-    claims: &Claims,
-    nodes: &[Node],
+    surroundings: Surroundings<'_>,
     base_paths: &BasePaths,
+    selection: &Selection,
 ) -> Plan {
-    let mut index = NodeIndex::new(nodes);
-    let mut skipped = skipped;
+    let Surroundings { claims, nodes, pods } = surroundings;
+    let mut index = NodeIndex::new(nodes).preferring(&selection.nodes);
+    let mut plan = Plan {
+        skipped,
+        claims_lost: claims.lost(),
+        ..Plan::default()
+    };
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
-    let mut other_nodes = BTreeSet::new();
+    let mut bases_in_use = BTreeSet::new();
     for volume in volumes {
-        match place(&volume, claims, &mut index, base_paths) {
-            Ok((node, placed)) => by_node.entry(node).or_default().push(placed),
-            Err((reason, detail)) => {
-                if let Placement::Node(node) | Placement::Shared(node) = index.place(&volume) {
-                    other_nodes.insert(nodes[node].name.clone());
+        let claim = claims.of(&volume);
+        let (path, base) = locate(&volume, base_paths);
+        bases_in_use.extend(base.as_ref().ok());
+        let placement = place(&volume, claim, &mut index, pods);
+        match decide(&volume, claim, base, &placement, nodes, selection) {
+            Ok((node, base)) => {
+                let placed = placed(volume, claim, (path.unwrap_or_default(), base), &placement, selection);
+                if let Some(Err(why)) = claim.map(Claim::alert_percent) {
+                    plan.invalid_alert_percents.push(why);
                 }
-                skipped.push(Skipped {
-                    persistent_volume: volume.name,
+                by_node.entry(node).or_default().push(placed);
+            }
+            Err((reason, detail)) => {
+                let (name, facts) = facts(volume, claim, &placement, nodes, selection);
+                plan.other_nodes.extend(facts.node.clone());
+                plan.skipped.push(Skipped {
+                    persistent_volume: name,
                     reason,
                     detail: one_line(&detail, DETAIL_MAX_CHARS),
+                    facts: Some(Box::new(facts)),
                 });
             }
         }
     }
-    let mut planned: Vec<PlannedNode> = by_node
-        .into_iter()
-        .map(|(node, mut volumes)| {
-            volumes.sort_by(|a, b| (&a.path, &a.name).cmp(&(&b.path, &b.name)));
-            let node = &nodes[node];
-            PlannedNode {
-                name: node.name.clone(),
-                disk_pressure: node.disk_pressure,
-                unmeasurable: node.unmeasurable(),
-                volumes,
-            }
-        })
-        .collect();
-    planned.sort_by(|a, b| a.name.cmp(&b.name));
-    Plan {
-        nodes: planned,
-        skipped,
-        other_nodes,
+    for (at, node) in nodes.iter().enumerate() {
+        plan_node(&mut plan, node, by_node.remove(&at), &bases_in_use, selection);
+    }
+    plan.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    plan
+}
+
+/// Why a volume is left out, and what exactly was found.
+type Why = (SkipReason, String);
+
+/// The volume's path in normal form, as far as it has one, and the base path that it lies below.
+fn locate(volume: &Volume, base_paths: &BasePaths) -> (Option<String>, Result<usize, Why>) {
+    let path = match path::normalize(&volume.path) {
+        Ok(path) => path,
+        Err(error) => return (None, Err((SkipReason::InvalidPath, error.to_string()))),
+    };
+    let base = match base_paths.find(&path) {
+        Located::Beneath { base, .. } => Ok(base),
+        Located::IsBase { .. } => Err((SkipReason::IsBasePath, path.clone())),
+        Located::Outside => Err((SkipReason::OutsideBasePaths, path.clone())),
+    };
+    (Some(path), base)
+}
+
+fn place(volume: &Volume, claim: Option<&Claim>, index: &mut NodeIndex<'_>, pods: Option<&PodPlaces>) -> Placement {
+    match (index.place(volume), claim, pods) {
+        (Placement::Unplaced(SkipReason::NoNodeNamed, _), Some(claim), Some(pods)) => {
+            let claim = &claim.reference;
+            index.place_by_pods(pods, (&claim.namespace, &claim.name))
+        }
+        (placement, ..) => placement,
     }
 }
 
-fn place(
+/// The node and the base path of a volume that is to be measured. What people do not want comes before what is wrong.
+fn decide(
     volume: &Volume,
-    claims: &Claims,
-    index: &mut NodeIndex<'_>,
-    base_paths: &BasePaths,
-) -> Result<(usize, PlacedVolume), (SkipReason, String)> {
-    let path = path::normalize(&volume.path).map_err(|error| (SkipReason::InvalidPath, error.to_string()))?;
-    let base = match base_paths.find(&path) {
-        Located::Beneath { base, .. } => base,
-        Located::IsBase { .. } => return Err((SkipReason::IsBasePath, path)),
-        Located::Outside => return Err((SkipReason::OutsideBasePaths, path)),
-    };
-    let (node, shared) = match index.place(volume) {
-        Placement::Node(node) => (node, false),
-        Placement::Shared(node) => (node, true),
-        Placement::Unplaced(reason, detail) => return Err((reason, detail)),
-    };
-    let placed = PlacedVolume {
-        name: volume.name.clone(),
-        claim: volume
-            .claim
-            .as_ref()
-            .map(|claim| (claim.namespace.clone(), claim.name.clone())),
-        storage_class: volume.storage_class.clone(),
+    claim: Option<&Claim>,
+    base: Result<usize, Why>,
+    placement: &Placement,
+    nodes: &[Node],
+    selection: &Selection,
+) -> Result<(usize, usize), Why> {
+    if let Some(why) = selection.leaves_out(volume, claim) {
+        return Err(why);
+    }
+    let base = base?;
+    match placement {
+        Placement::Unplaced(reason, detail) => Err((*reason, detail.clone())),
+        Placement::Node(node) | Placement::Shared(node) if selection.takes_node(&nodes[*node].name) => {
+            Ok((*node, base))
+        }
+        Placement::Node(node) | Placement::Shared(node) => {
+            Err((SkipReason::FilteredByNode, format!("node {}", nodes[*node].name)))
+        }
+    }
+}
+
+fn placed(
+    volume: Volume,
+    claim: Option<&Claim>,
+    (path, base): (String, usize),
+    placement: &Placement,
+    selection: &Selection,
+) -> PlacedVolume {
+    PlacedVolume {
+        name: volume.name,
+        claim: volume.claim.map(|claim| (claim.namespace, claim.name)),
+        storage_class: volume.storage_class,
         path,
         base,
         source: volume.source,
         capacity_bytes: volume.capacity_bytes,
-        requested_bytes: claims.requested_bytes(volume),
-        phase: volume.phase.clone(),
-        reclaim_policy: volume.reclaim_policy.clone(),
-        shared,
+        requested_bytes: claim.and_then(|claim| claim.requested_bytes),
+        phase: volume.phase,
+        reclaim_policy: volume.reclaim_policy,
+        created_unix_seconds: volume.created_unix_seconds,
+        shared: matches!(placement, Placement::Shared(_)),
+        alert_percent: claim.and_then(|claim| claim.alert_percent().ok().flatten()),
+        alert_disabled: claim.is_some_and(Claim::is_alert_disabled),
+        claim_labels: selection.claim_labels.values(claim),
+    }
+}
+
+/// The name of a volume that is left out, and what is told of it.
+fn facts(
+    volume: Volume,
+    claim: Option<&Claim>,
+    placement: &Placement,
+    nodes: &[Node],
+    selection: &Selection,
+) -> (String, SkippedFacts) {
+    let node = match placement {
+        Placement::Node(node) | Placement::Shared(node) => Some(nodes[*node].name.clone()),
+        Placement::Unplaced(..) => None,
     };
-    Ok((node, placed))
+    let facts = SkippedFacts {
+        claim: volume.claim.map(|claim| (claim.namespace, claim.name)),
+        storage_class: volume.storage_class,
+        node,
+        source: Some(volume.source),
+        path: Some(volume.path),
+        phase: volume.phase,
+        reclaim_policy: volume.reclaim_policy,
+        created_unix_seconds: volume.created_unix_seconds,
+        shared: matches!(placement, Placement::Shared(_)),
+        claim_labels: selection.claim_labels.values(claim),
+    };
+    (volume.name, facts)
+}
+
+/// Puts a node into the plan, or says why no worker is to look at it.
+fn plan_node(
+    plan: &mut Plan,
+    node: &Node,
+    volumes: Option<Vec<PlacedVolume>>,
+    bases_in_use: &BTreeSet<usize>,
+    selection: &Selection,
+) {
+    let scans_all = selection.scan_nodes == ScanNodes::All;
+    let mut unmeasurable = node.unmeasurable();
+    if volumes.is_none() {
+        let never = unmeasurable.as_ref().map(|(reason, _)| *reason);
+        let why_not = match never {
+            Some(reason @ (NodeReason::NotLinux | NodeReason::VirtualNode)) => Some(reason),
+            _ if !selection.takes_node(&node.name) => Some(NodeReason::Filtered),
+            _ if !scans_all || bases_in_use.is_empty() => Some(NodeReason::NoVolumes),
+            _ => None,
+        };
+        if let Some(reason) = why_not {
+            plan.nodes_not_scanned.insert(node.name.clone(), reason);
+            return;
+        }
+    }
+    if !selection.asks_for(&node.name) {
+        unmeasurable = Some((NodeReason::NotAsked, "this run is for other nodes only".to_owned()));
+        plan.nodes_not_scanned.insert(node.name.clone(), NodeReason::NotAsked);
+    }
+    let mut volumes = volumes.unwrap_or_default();
+    volumes.sort_by(|a, b| (&a.path, &a.name).cmp(&(&b.path, &b.name)));
+    let bases = if scans_all {
+        bases_in_use.clone()
+    } else {
+        volumes.iter().map(|volume| volume.base).collect()
+    };
+    plan.nodes.push(PlannedNode {
+        name: node.name.clone(),
+        disk_pressure: node.disk_pressure,
+        unmeasurable,
+        bases: bases.into_iter().collect(),
+        volumes,
+    });
 }
 
 impl PlannedNode {
@@ -192,33 +303,31 @@ impl PlannedNode {
         base_paths: &BasePaths,
         unavailable: &[String],
     ) -> NodePlan {
-        let mut bases: Vec<Base> = Vec::new();
-        let mut index_of: HashMap<usize, usize> = HashMap::new();
-        let mut volumes = Vec::with_capacity(self.volumes.len());
-        for volume in &self.volumes {
-            let base = *index_of.entry(volume.base).or_insert_with(|| {
-                let path = base_paths.as_slice()[volume.base].clone();
-                let mounted_at = (!unavailable.contains(&path)).then(|| mount_path(bases.len()));
-                bases.push(Base { path, mounted_at });
-                bases.len() - 1
-            });
-            volumes.push(node_plan::PlannedVolume {
-                persistentvolume: volume.name.clone(),
-                namespace: volume.claim.as_ref().map(|(namespace, _)| namespace.clone()),
-                persistentvolumeclaim: volume.claim.as_ref().map(|(_, name)| name.clone()),
-                storageclass: volume.storage_class.clone(),
-                path: volume.path.clone(),
-                base,
-                left_alone: false,
-            });
-        }
+        let bases = self.bases.iter().enumerate().map(|(at, base)| {
+            let path = base_paths.as_slice()[*base].clone();
+            let mounted_at = (!unavailable.contains(&path)).then(|| mount_path(at));
+            Base { path, mounted_at }
+        });
+        let base_of = |volume: &PlacedVolume| {
+            let at = self.bases.binary_search(&volume.base);
+            at.expect("the bases of a node's volumes are among its bases")
+        };
+        let volumes = self.volumes.iter().map(|volume| node_plan::PlannedVolume {
+            persistentvolume: volume.name.clone(),
+            namespace: volume.claim.as_ref().map(|(namespace, _)| namespace.clone()),
+            persistentvolumeclaim: volume.claim.as_ref().map(|(_, name)| name.clone()),
+            storageclass: volume.storage_class.clone(),
+            path: volume.path.clone(),
+            base: base_of(volume),
+            left_alone: false,
+        });
         NodePlan {
             version: node_plan::VERSION,
             run: run.clone(),
             node: self.name.clone(),
             budget_seconds,
-            bases,
-            volumes,
+            bases: bases.collect(),
+            volumes: volumes.collect(),
         }
     }
 }
@@ -235,7 +344,7 @@ impl Plan {
         self.volumes_planned() + self.skipped.len()
     }
 
-    /// The names of the nodes that hold volumes, those of volumes that are skipped included: their groups are not stale.
+    /// The names of the nodes whose groups are not stale: those of the plan, and those of volumes that are skipped.
     pub fn nodes_with_volumes(&self) -> BTreeSet<String> {
         let planned = self.nodes.iter().map(|node| node.name.clone());
         planned.chain(self.other_nodes.iter().cloned()).collect()
@@ -259,7 +368,9 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volumes::testing::{node, volume};
+    use crate::volumes::claims::MEASURE_LABEL;
+    use crate::volumes::selection::ClaimLabels;
+    use crate::volumes::testing::{claim_of, node, volume};
     use crate::volumes::volume::ClaimReference;
 
     fn bases() -> BasePaths {
@@ -303,10 +414,19 @@ mod tests {
         format!("{} | {}", nodes.join("; "), skipped.join("; "))
     }
 
+    fn plan_of(volumes: Vec<Volume>, claims: &Claims, nodes: &[Node], selection: &Selection) -> Plan {
+        let surroundings = Surroundings {
+            claims,
+            nodes,
+            pods: None,
+        };
+        plan(volumes, Vec::new(), surroundings, &bases(), selection)
+    }
+
     fn check(volumes: Vec<Volume>, expected: &str) -> Plan {
         let listed = volumes.len();
         let nodes = [node("a"), node("b").not_ready()];
-        let plan = plan(volumes, Vec::new(), &Claims::default(), &nodes, &bases());
+        let plan = plan_of(volumes, &Claims::default(), &nodes, &Selection::everything());
         assert_eq!(told(&plan), expected);
         assert_eq!(plan.volumes_listed(), listed, "every volume is planned or skipped");
         plan
@@ -361,13 +481,14 @@ mod tests {
             (None, Some("2"), Some(5)),
             (Some("1"), None, Some(5)),
         ] {
+            let mut volume = on(volume("pv"), "a");
+            volume.claim = Some(reference(bound));
             let claims = Claims::new([Claim {
                 reference: reference(live),
                 requested_bytes: Some(5),
+                ..claim_of(&volume)
             }]);
-            let mut volume = on(volume("pv"), "a");
-            volume.claim = Some(reference(bound));
-            let plan = plan([volume], Vec::new(), &claims, &[node("a")], &bases());
+            let plan = plan_of(vec![volume], &claims, &[node("a")], &Selection::everything());
             assert_eq!(plan.nodes[0].volumes[0].requested_bytes, expected, "{bound:?} {live:?}");
         }
     }
@@ -390,13 +511,491 @@ mod tests {
             .collect();
         assert_eq!(
             told,
-            [("/data1", Some("/bases/0")), ("/opt/local-path-provisioner", None)]
+            [("/opt/local-path-provisioner", None), ("/data1", Some("/bases/1"))]
         );
         let bases: Vec<_> = node_plan
             .volumes
             .iter()
             .map(|volume| (volume.persistentvolume.as_str(), volume.base))
             .collect();
-        assert_eq!(bases, [("x", 0), ("z", 1)]);
+        assert_eq!(bases, [("x", 1), ("z", 0)]);
+    }
+
+    fn set(values: &[&str]) -> BTreeSet<String> {
+        values.iter().map(|value| (*value).to_owned()).collect()
+    }
+
+    /// `pv` lies on a, `other` of another class on b, `shared` on both.
+    fn cluster() -> (Vec<Volume>, [Node; 2]) {
+        let mut other = on(volume("other"), "b");
+        other.storage_class = "fast".to_owned();
+        let mut shared = volume("shared");
+        shared.selected_node = Some(String::new());
+        (vec![on(volume("pv"), "a"), other, shared], [node("a"), node("b")])
+    }
+
+    #[test]
+    fn filters_leave_out_with_a_reason() {
+        let (volumes, nodes) = cluster();
+        let everything = Selection::everything;
+        let by_class = Selection {
+            storage_classes: set(&["local-path"]),
+            ..everything()
+        };
+        let by_node = Selection {
+            nodes: set(&["a"]),
+            ..everything()
+        };
+        let by_namespace = Selection {
+            namespaces: set(&["ops"]),
+            ..everything()
+        };
+        let by_selector = Selection {
+            claim_selector: "team=a".parse().expect("a selector"),
+            ..everything()
+        };
+        let mut team_a = claim_of(&volumes[0]);
+        team_a.labels.insert("team".to_owned(), "a".to_owned());
+        let mut out = claim_of(&volumes[1]);
+        out.labels.insert(MEASURE_LABEL.to_owned(), "false".to_owned());
+        let claims = Claims::new([team_a, out]);
+        for (selection, expected) in [
+            (everything(), "a: pv; b: shared | other opted_out"),
+            (by_class, "a: pv; b: shared | other opted_out"),
+            // What is shared is measured where anything is.
+            (by_node.clone(), "a: pv, shared | other opted_out"),
+            (
+                by_namespace,
+                " | pv filtered_by_namespace; other opted_out; shared filtered_by_namespace",
+            ),
+            (by_selector, "a: pv | other opted_out; shared filtered_by_selector"),
+        ] {
+            let plan = plan_of(volumes.clone(), &claims, &nodes, &selection);
+            assert_eq!(told(&plan), expected, "{selection:?}");
+            assert_eq!(plan.volumes_listed(), 3);
+            assert_eq!(
+                plan.nodes_with_volumes(),
+                set(&["a", "b"]),
+                "nothing is retired by a filter"
+            );
+            let facts = plan.skipped.iter().map(|one| one.facts.as_ref().expect("facts"));
+            assert!(facts.clone().all(|facts| facts.node.is_some() && facts.path.is_some()));
+        }
+        let plan = plan_of(volumes, &Claims::default(), &nodes, &by_node);
+        assert_eq!(told(&plan), "a: pv, shared | other filtered_by_node");
+        assert_eq!(
+            plan.nodes_not_scanned,
+            BTreeMap::from([("b".to_owned(), NodeReason::Filtered)])
+        );
+    }
+
+    #[test]
+    fn a_run_for_some_nodes_plans_all_of_them() {
+        let (volumes, nodes) = cluster();
+        let everything = Selection::everything();
+        let only_a = Selection {
+            only_nodes: set(&["a"]),
+            ..Selection::everything()
+        };
+        let claims = Claims::default();
+        let whole = plan_of(volumes.clone(), &claims, &nodes, &everything);
+        let partial = plan_of(volumes, &claims, &nodes, &only_a);
+        assert_eq!(told(&partial), told(&whole), "a shared volume stays where it is");
+        let reasons = |plan: &Plan| -> Vec<Option<NodeReason>> {
+            let nodes = plan.nodes.iter();
+            nodes
+                .map(|node| node.unmeasurable.as_ref().map(|(reason, _)| *reason))
+                .collect()
+        };
+        assert_eq!(reasons(&whole), [None, None]);
+        assert_eq!(reasons(&partial), [None, Some(NodeReason::NotAsked)]);
+        assert_eq!(
+            partial.nodes_not_scanned,
+            BTreeMap::from([("b".to_owned(), NodeReason::NotAsked)])
+        );
+    }
+
+    #[test]
+    fn nodes_without_volumes_are_visited_if_all_are() {
+        let mut windows = node("w");
+        windows.operating_system = "windows".to_owned();
+        let mut virtual_node = node("v");
+        virtual_node.is_virtual = true;
+        let nodes = [node("a"), node("b"), node("n").not_ready(), windows, virtual_node];
+        let visited = |volumes: Vec<Volume>, selection: &Selection| {
+            let plan = plan_of(volumes, &Claims::default(), &nodes, selection);
+            let visited: Vec<String> = plan
+                .nodes
+                .iter()
+                .map(|node| {
+                    let reason = node.unmeasurable.as_ref().map_or("", |(reason, _)| reason.as_str());
+                    format!("{} {:?} {reason}", node.name, node.bases)
+                })
+                .collect();
+            let not_scanned = plan.nodes_not_scanned.iter();
+            let not_scanned: Vec<String> = not_scanned
+                .map(|(node, reason)| format!("{node} {}", reason.as_str()))
+                .collect();
+            format!("{} | {}", visited.join("; "), not_scanned.join("; "))
+        };
+        let volumes = || vec![on(volume("pv"), "a"), on(at(volume("pv2"), "/data1/x"), "gone")];
+        let all = Selection {
+            scan_nodes: ScanNodes::All,
+            ..Selection::everything()
+        };
+        assert_eq!(
+            visited(volumes(), &Selection::everything()),
+            "a [0]  | b no_volumes; n no_volumes; v virtual_node; w not_linux"
+        );
+        // The base of a volume that is left out is looked at too.
+        assert_eq!(
+            visited(volumes(), &all),
+            "a [0, 1] ; b [0, 1] ; n [0, 1] not_ready | v virtual_node; w not_linux"
+        );
+        let some = Selection {
+            nodes: set(&["a"]),
+            ..all.clone()
+        };
+        assert_eq!(
+            visited(volumes(), &some),
+            "a [0, 1]  | b filtered; n filtered; v virtual_node; w not_linux"
+        );
+        // Nothing says where to look.
+        assert_eq!(
+            visited(Vec::new(), &all),
+            " | a no_volumes; b no_volumes; n no_volumes; v virtual_node; w not_linux"
+        );
+    }
+
+    #[test]
+    fn pods_say_where_a_volume_lies_that_does_not() {
+        use crate::volumes::pods::PodOnNode;
+        let volumes = || {
+            vec![
+                volume("lone"),
+                volume("spread"),
+                volume("unused"),
+                on(volume("pv"), "b"),
+            ]
+        };
+        let claims = Claims::new(volumes().iter().map(claim_of));
+        let wanted = volumes().into_iter().filter_map(|volume| volume.claim);
+        let mut pods = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace, claim.name)));
+        for (claim, node) in [
+            ("claim-of-lone", "a"),
+            ("claim-of-spread", "a"),
+            ("claim-of-spread", "b"),
+            // The affinity is not overruled.
+            ("claim-of-pv", "a"),
+        ] {
+            pods.see(PodOnNode {
+                namespace: "default".to_owned(),
+                claims: vec![claim.to_owned()],
+                node: node.to_owned(),
+                has_ended: false,
+            });
+        }
+        let nodes = [node("a"), node("b")];
+        let of = |nodes: &[Node], claims: &Claims| {
+            let surroundings = Surroundings {
+                claims,
+                nodes,
+                pods: Some(&pods),
+            };
+            told(&plan(
+                volumes(),
+                Vec::new(),
+                surroundings,
+                &bases(),
+                &Selection::everything(),
+            ))
+        };
+        assert_eq!(
+            of(&nodes, &claims),
+            "a: lone; b: pv | spread pods_on_several_nodes; unused no_node_named"
+        );
+        assert_eq!(
+            of(&nodes[1..], &claims),
+            "b: pv | lone node_gone; spread pods_on_several_nodes; unused no_node_named"
+        );
+        // Pods mount the claim that is there, which is not that of these volumes.
+        assert_eq!(
+            of(&nodes, &Claims::default()),
+            "b: pv | lone no_node_named; spread no_node_named; unused no_node_named"
+        );
+    }
+
+    #[test]
+    fn what_claims_want_of_alerts_and_labels() {
+        use crate::volumes::claims::ALERT_LABEL;
+        let volumes = vec![on(volume("good"), "a"), on(volume("bad"), "a"), on(volume("gone"), "a")];
+        let claim = |at: usize, percent: &str| Claim {
+            alert_percent: Some(percent.to_owned()),
+            labels: [(ALERT_LABEL, "false"), ("team", "a")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            ..claim_of(&volumes[at])
+        };
+        let claims = Claims::new([claim(0, "70"), claim(1, "lots")]);
+        let selection = Selection {
+            claim_labels: ClaimLabels::new(["team".to_owned(), "tier".to_owned()]).expect("labels"),
+            ..Selection::everything()
+        };
+        let plan = plan_of(volumes.clone(), &claims, &[node("a")], &selection);
+        let told: Vec<_> = plan.nodes[0]
+            .volumes
+            .iter()
+            .map(|one| {
+                (
+                    one.name.as_str(),
+                    one.alert_percent,
+                    one.alert_disabled,
+                    one.claim_labels.join(","),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("bad", None, true, "a,".to_owned()),
+                ("gone", None, false, ",".to_owned()),
+                ("good", Some(70), true, "a,".to_owned()),
+            ]
+        );
+        let why = plan.invalid_alert_percents.concat();
+        assert!(why.contains("default/claim-of-bad is \"lots\""), "{why}");
+    }
+
+    mod everything_is_counted {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::metrics::Report;
+        use crate::summary::WorkerSummary;
+        use crate::tracker::Outcome;
+        use crate::volumes::pods::PodOnNode;
+
+        const NODES: [&str; 4] = ["n0", "n1", "n2", "n3"];
+
+        fn pick(of: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
+            proptest::sample::select(of)
+        }
+
+        fn some_of(of: &'static [&'static str]) -> impl Strategy<Value = BTreeSet<String>> {
+            // Mostly no filter at all.
+            let names = proptest::collection::btree_set(pick(of).prop_map(str::to_owned), 1..3);
+            prop_oneof![3 => Just(BTreeSet::new()), 1 => names]
+        }
+
+        fn any_volume() -> impl Strategy<Value = Volume> {
+            const PATHS: [&str; 7] = [
+                "/data1/x",
+                "/opt/local-path-provisioner/y",
+                "/data1",
+                "/srv",
+                "",
+                "/data1/../x",
+                "/data1/deep/er",
+            ];
+            let node = pick(&["n0", "n1", "n2", "n3", "gone", ""]);
+            let (path, class, namespace) = (pick(&PATHS), pick(&["", "fast", "slow"]), pick(&["", "shop", "ops"]));
+            (path, class, namespace, proptest::option::of(node), 0..4_u8).prop_map(
+                |(path, class, namespace, node, affinity)| {
+                    let mut volume = at(volume("pv"), path);
+                    volume.storage_class = class.to_owned();
+                    volume.claim = (!namespace.is_empty()).then(|| ClaimReference {
+                        namespace: namespace.to_owned(),
+                        name: String::new(),
+                        uid: Some("1".to_owned()),
+                    });
+                    volume.selected_node = node.map(str::to_owned);
+                    match affinity {
+                        0 => volume,
+                        1 => on(volume, node.unwrap_or("gone")),
+                        2 => on(volume, "n1"),
+                        _ => {
+                            volume.affinity = Some(Vec::new());
+                            volume
+                        }
+                    }
+                },
+            )
+        }
+
+        fn any_claim(of: &Volume, (uid, label, elsewhere): (bool, u8, bool)) -> Option<Claim> {
+            of.claim.as_ref()?;
+            let mut claim = claim_of(of);
+            claim.reference.uid = Some(if uid { "1" } else { "2" }.to_owned());
+            claim.volume = (!elsewhere).then(|| of.name.clone());
+            let label = match label {
+                0 => Some((MEASURE_LABEL, "false")),
+                1 => Some(("team", "a")),
+                _ => None,
+            };
+            claim
+                .labels
+                .extend(label.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            Some(claim)
+        }
+
+        fn any_node(name: &str, state: u8) -> Node {
+            let mut node = node(name);
+            match state {
+                0 => node.ready = false,
+                1 => node.being_removed = true,
+                2 => node.operating_system = "windows".to_owned(),
+                3 => node.is_virtual = true,
+                _ => {}
+            }
+            node
+        }
+
+        fn any_selection() -> impl Strategy<Value = Selection> {
+            (
+                (
+                    some_of(&["", "fast"]),
+                    some_of(&["", "shop"]),
+                    some_of(&NODES),
+                    some_of(&NODES),
+                ),
+                pick(&["", "", "team=a", "!team"]),
+                any::<bool>(),
+            )
+                .prop_map(
+                    |((storage_classes, namespaces, nodes, only_nodes), selector, all)| Selection {
+                        storage_classes,
+                        namespaces,
+                        nodes,
+                        claim_selector: selector.parse().expect("a selector"),
+                        only_nodes,
+                        scan_nodes: if all { ScanNodes::All } else { ScanNodes::WithVolumes },
+                        ..Selection::everything()
+                    },
+                )
+        }
+
+        /// What a worker that does its work says, and what else can become of a node.
+        fn outcome(node: &PlannedNode, fate: u8) -> Outcome {
+            let volumes = node.volumes.len() as u64;
+            let told = |states: &[(&str, u64)]| {
+                Outcome::Measured(Some(WorkerSummary {
+                    states: states
+                        .iter()
+                        .map(|(state, count)| ((*state).to_owned(), *count))
+                        .collect(),
+                    ..WorkerSummary::default()
+                }))
+            };
+            match (&node.unmeasurable, fate) {
+                (Some((reason, detail)), _) => Outcome::NotMeasured {
+                    reason: *reason,
+                    detail: detail.clone(),
+                    summary: None,
+                },
+                (None, 0) => Outcome::NotMeasured {
+                    reason: NodeReason::Lost,
+                    detail: String::new(),
+                    summary: None,
+                },
+                (None, 1) => Outcome::Measured(None),
+                // It counts what it was not given.
+                (None, 2) => told(&[("complete", volumes + 7)]),
+                (None, _) => told(&[("complete", volumes / 2), ("timeout", volumes - volumes / 2)]),
+            }
+        }
+
+        proptest! {
+            #[test]
+            fn each_volume_is_measured_or_has_one_reason(
+                volumes in proptest::collection::vec(any_volume(), 0..30),
+                claims in proptest::collection::vec((any::<bool>(), 0..6_u8, any::<bool>()), 30),
+                pods in proptest::collection::vec((0..30_usize, pick(&["n0", "n1", "gone"]), any::<bool>()), 0..20),
+                states in proptest::collection::vec(0..10_u8, 4),
+                fates in proptest::collection::vec(0..8_u8, 4),
+                selection in any_selection(),
+                ask_pods in any::<bool>(),
+            ) {
+                let mut volumes = volumes;
+                for (at, volume) in volumes.iter_mut().enumerate() {
+                    volume.name = format!("pv-{at}");
+                    if let Some(claim) = &mut volume.claim {
+                        claim.name = format!("claim-{at}");
+                    }
+                }
+                let claims = Claims::new(volumes.iter().zip(claims).filter_map(|(volume, how)| any_claim(volume, how)));
+                let wanted = volumes.iter().filter_map(|volume| volume.claim.clone());
+                let mut places = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace, claim.name)));
+                for (claim, node, has_ended) in pods {
+                    for namespace in ["shop", "ops"] {
+                        places.see(PodOnNode {
+                            namespace: namespace.to_owned(),
+                            claims: vec![format!("claim-{claim}")],
+                            node: node.to_owned(),
+                            has_ended,
+                        });
+                    }
+                }
+                let nodes: Vec<Node> = NODES.iter().zip(&states).map(|(name, state)| any_node(name, *state)).collect();
+                let surroundings = Surroundings { claims: &claims, nodes: &nodes, pods: ask_pods.then_some(&places) };
+                let unreadable = Skipped {
+                    persistent_volume: "strange".to_owned(),
+                    reason: SkipReason::Undecodable,
+                    detail: String::new(),
+                    facts: None,
+                };
+                let plan = plan(volumes.clone(), vec![unreadable], surroundings, &bases(), &selection);
+
+                // Each volume once, planned or left out.
+                let planned = plan.nodes.iter().flat_map(|node| node.volumes.iter().map(|volume| &volume.name));
+                let mut told: Vec<&String> = planned.chain(plan.skipped.iter().map(|one| &one.persistent_volume)).collect();
+                told.sort();
+                let strange = "strange".to_owned();
+                let mut listed: Vec<&String> = volumes.iter().map(|volume| &volume.name).chain([&strange]).collect();
+                listed.sort();
+                prop_assert_eq!(told, listed);
+                prop_assert_eq!(plan.volumes_listed(), volumes.len() + 1);
+                prop_assert_eq!(plan.skipped_by_reason().values().sum::<usize>(), plan.skipped.len());
+
+                // Each node is looked at, or it is said why not.
+                for node in &nodes {
+                    let planned = plan.nodes.iter().find(|planned| planned.name == node.name);
+                    let not_scanned = plan.nodes_not_scanned.get(&node.name);
+                    let not_asked = planned.and_then(|node| node.unmeasurable.as_ref()).map(|(reason, _)| *reason)
+                        == Some(NodeReason::NotAsked);
+                    prop_assert_eq!(planned.is_some() && !not_asked, not_scanned.is_none(), "{}", node.name);
+                }
+                for node in &plan.nodes {
+                    prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
+                    let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                    let written = node.node_plan(&run, 1.0, &bases(), &[]).encode().expect("it is small");
+                    prop_assert_eq!(NodePlan::decode(&written).expect("we wrote it").volumes.len(), node.volumes.len());
+                }
+                // No group of a node that holds a volume is taken for stale.
+                for facts in plan.skipped.iter().filter_map(|one| one.facts.as_ref()) {
+                    let kept = plan.nodes_with_volumes();
+                    prop_assert!(facts.node.as_ref().is_none_or(|node| kept.contains(node)));
+                }
+
+                // Whatever becomes of the nodes, the sum is exact.
+                let outcomes: BTreeMap<String, Outcome> = plan
+                    .nodes
+                    .iter()
+                    .zip(&fates)
+                    .map(|(node, fate)| (node.name.clone(), outcome(node, *fate)))
+                    .collect();
+                let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                let report = Report {
+                    run: &run,
+                    plan: &plan,
+                    outcomes: &outcomes,
+                    duration: std::time::Duration::ZERO,
+                    peak_memory_bytes: 0,
+                    jobs_not_deleted: 0,
+                };
+                let coverage = report.coverage();
+                let counted = coverage.by_state.values().sum::<u64>() + coverage.by_node_reason.values().sum::<u64>();
+                prop_assert_eq!(counted as usize + plan.skipped.len(), plan.volumes_listed());
+            }
+        }
     }
 }

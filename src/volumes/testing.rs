@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::claims::Claim;
 use super::volume::{ClaimReference, Node, SourceKind, Volume};
 
 /// A Bound volume of local-path-provisioner, without any hint at its node.
@@ -21,6 +22,19 @@ pub(crate) fn volume(name: &str) -> Volume {
         reclaim_policy: "Delete".to_owned(),
         affinity: None,
         selected_node: None,
+        created_unix_seconds: None,
+    }
+}
+
+/// The claim that a volume is bound to.
+pub(crate) fn claim_of(volume: &Volume) -> Claim {
+    Claim {
+        reference: volume.claim.clone().expect("the volume has a claim"),
+        volume: Some(volume.name.clone()),
+        is_lost: false,
+        requested_bytes: Some(volume.capacity_bytes),
+        labels: BTreeMap::new(),
+        alert_percent: None,
     }
 }
 

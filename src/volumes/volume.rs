@@ -30,6 +30,8 @@ pub struct Volume {
     /// The annotation `local.path.provisioner/selected-node`, which local-path-provisioner writes since 0.0.25; it may be
     /// empty (on volumes of a shared file system).
     pub selected_node: Option<String>,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created_unix_seconds: Option<i64>,
 }
 
 /// The claim that a volume names.
@@ -60,15 +62,6 @@ impl SourceKind {
             SourceKind::Local => "local",
         }
     }
-}
-
-/// A PersistentVolumeClaim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// Its namespace, name and uid.
-    pub reference: ClaimReference,
-    /// `spec.resources.requests.storage` in bytes, as it stands now; `None` where it is missing or makes no sense.
-    pub requested_bytes: Option<u64>,
 }
 
 /// A Node.
@@ -153,11 +146,17 @@ pub enum NodeReason {
     EarlierWorkerHangs,
     /// The run, or the node's worker, was told to end before it was done.
     RunInterrupted,
+    /// The run was asked for other nodes only.
+    NotAsked,
+    /// The node holds no volumes, and only nodes with volumes are looked at.
+    NoVolumes,
+    /// The node is not among those that are to be measured.
+    Filtered,
 }
 
 impl NodeReason {
     /// Every reason.
-    pub const ALL: [NodeReason; 17] = [
+    pub const ALL: [NodeReason; 20] = [
         NodeReason::NotReady,
         NodeReason::Lost,
         NodeReason::BeingRemoved,
@@ -175,6 +174,9 @@ impl NodeReason {
         NodeReason::TimedOut,
         NodeReason::EarlierWorkerHangs,
         NodeReason::RunInterrupted,
+        NodeReason::NotAsked,
+        NodeReason::NoVolumes,
+        NodeReason::Filtered,
     ];
 
     /// The value of the label `reason`.
@@ -197,6 +199,9 @@ impl NodeReason {
             NodeReason::TimedOut => "timed_out",
             NodeReason::EarlierWorkerHangs => "earlier_worker_hangs",
             NodeReason::RunInterrupted => "run_interrupted",
+            NodeReason::NotAsked => "not_asked",
+            NodeReason::NoVolumes => "no_volumes",
+            NodeReason::Filtered => "filtered",
         }
     }
 }
@@ -224,11 +229,23 @@ pub enum SkipReason {
     NodeGone,
     /// Its file system is shared by nodes, and none of them is Ready.
     NoReadyNode,
+    /// Only its pods could say where it lies, and they run on several nodes.
+    PodsOnSeveralNodes,
+    /// Its claim has the label `lp-exporter/measure: "false"`.
+    OptedOut,
+    /// Its storage class is not among those that are to be measured.
+    FilteredByStorageClass,
+    /// Its claim's namespace is not among those that are to be measured.
+    FilteredByNamespace,
+    /// Its claim does not match the label selector.
+    FilteredBySelector,
+    /// Its node is not among those that are to be measured.
+    FilteredByNode,
 }
 
 impl SkipReason {
     /// Every reason.
-    pub const ALL: [SkipReason; 10] = [
+    pub const ALL: [SkipReason; 16] = [
         SkipReason::Undecodable,
         SkipReason::NotNodeLocal,
         SkipReason::BlockMode,
@@ -239,7 +256,36 @@ impl SkipReason {
         SkipReason::NoNodeNamed,
         SkipReason::NodeGone,
         SkipReason::NoReadyNode,
+        SkipReason::PodsOnSeveralNodes,
+        SkipReason::OptedOut,
+        SkipReason::FilteredByStorageClass,
+        SkipReason::FilteredByNamespace,
+        SkipReason::FilteredBySelector,
+        SkipReason::FilteredByNode,
     ];
+
+    /// Whether the volume is left out because that is what somebody wants, or because it is not ours: nothing to worry
+    /// about.
+    pub const fn is_wanted(self) -> bool {
+        match self {
+            SkipReason::NotNodeLocal
+            | SkipReason::OptedOut
+            | SkipReason::FilteredByStorageClass
+            | SkipReason::FilteredByNamespace
+            | SkipReason::FilteredBySelector
+            | SkipReason::FilteredByNode => true,
+            SkipReason::Undecodable
+            | SkipReason::BlockMode
+            | SkipReason::InvalidCapacity
+            | SkipReason::InvalidPath
+            | SkipReason::OutsideBasePaths
+            | SkipReason::IsBasePath
+            | SkipReason::NoNodeNamed
+            | SkipReason::NodeGone
+            | SkipReason::NoReadyNode
+            | SkipReason::PodsOnSeveralNodes => false,
+        }
+    }
 
     /// The value of the label `reason`.
     pub const fn as_str(self) -> &'static str {
@@ -254,6 +300,12 @@ impl SkipReason {
             SkipReason::NoNodeNamed => "no_node_named",
             SkipReason::NodeGone => "node_gone",
             SkipReason::NoReadyNode => "no_ready_node",
+            SkipReason::PodsOnSeveralNodes => "pods_on_several_nodes",
+            SkipReason::OptedOut => "opted_out",
+            SkipReason::FilteredByStorageClass => "filtered_by_storage_class",
+            SkipReason::FilteredByNamespace => "filtered_by_namespace",
+            SkipReason::FilteredBySelector => "filtered_by_selector",
+            SkipReason::FilteredByNode => "filtered_by_node",
         }
     }
 }
@@ -267,4 +319,32 @@ pub struct Skipped {
     pub reason: SkipReason,
     /// What exactly was found.
     pub detail: String,
+    /// What is known of it all the same; `None` for an object that is no node-local volume, or that has no name.
+    pub facts: Option<Box<SkippedFacts>>,
+}
+
+/// What is told of a volume that is left out. What could not be read is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SkippedFacts {
+    /// Namespace and name of its claim, if it names one.
+    pub claim: Option<(String, String)>,
+    /// Its storage class.
+    pub storage_class: String,
+    /// The node that it lies on, where that is known.
+    pub node: Option<String>,
+    /// Which source names the directory.
+    pub source: Option<SourceKind>,
+    /// The directory as the source spells it, also of a volume that cannot be read otherwise: nobody is to take it for one
+    /// that no volume owns.
+    pub path: Option<String>,
+    /// The volume's phase.
+    pub phase: String,
+    /// What happens to the directory when the claim goes.
+    pub reclaim_policy: String,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_seconds: Option<i64>,
+    /// Whether several nodes share its file system.
+    pub shared: bool,
+    /// The values of the labels of claims that are told, in their order; empty where there are none.
+    pub claim_labels: Vec<String>,
 }
