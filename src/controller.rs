@@ -889,14 +889,18 @@ impl Session<'_> {
         deadlines: &Deadlines,
     ) -> Result<(), RunError> {
         let whole = async {
-            let Config { pushgateway, .. } = self.config;
-            let key = self.key(group::REPORT_JOB);
-            pushgateway.put(&key, &report.group(), self.left(deadlines)).await?;
+            let Config {
+                pushgateway, selection, ..
+            } = self.config;
+            // A run for some nodes would take away what the last whole run tells of the others, and is no success of one.
+            if !selection.is_partial() {
+                let key = self.key(group::REPORT_JOB);
+                pushgateway.put(&key, &report.group(), self.left(deadlines)).await?;
+            }
             if is_early {
                 return Ok(());
             }
-            // A run for some nodes has not done the work of a run.
-            if !self.config.selection.is_partial() {
+            if !selection.is_partial() {
                 let (key, success) = (
                     self.key(group::SUCCESS_JOB),
                     metrics::success_group(&self.run, unix_seconds()),

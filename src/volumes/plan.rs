@@ -276,7 +276,6 @@ fn plan_node(
     }
     if !selection.asks_for(&node.name) {
         unmeasurable = Some((NodeReason::NotAsked, "this run is for other nodes only".to_owned()));
-        plan.nodes_not_scanned.insert(node.name.clone(), NodeReason::NotAsked);
     }
     let mut volumes = volumes.unwrap_or_default();
     volumes.sort_by(|a, b| (&a.path, &a.name).cmp(&(&b.path, &b.name)));
@@ -609,10 +608,7 @@ mod tests {
         };
         assert_eq!(reasons(&whole), [None, None]);
         assert_eq!(reasons(&partial), [None, Some(NodeReason::NotAsked)]);
-        assert_eq!(
-            partial.nodes_not_scanned,
-            BTreeMap::from([("b".to_owned(), NodeReason::NotAsked)])
-        );
+        assert_eq!(partial.nodes_not_scanned, whole.nodes_not_scanned);
     }
 
     #[test]
@@ -960,9 +956,7 @@ mod tests {
                 for node in &nodes {
                     let planned = plan.nodes.iter().find(|planned| planned.name == node.name);
                     let not_scanned = plan.nodes_not_scanned.get(&node.name);
-                    let not_asked = planned.and_then(|node| node.unmeasurable.as_ref()).map(|(reason, _)| *reason)
-                        == Some(NodeReason::NotAsked);
-                    prop_assert_eq!(planned.is_some() && !not_asked, not_scanned.is_none(), "{}", node.name);
+                    prop_assert_eq!(planned.is_some(), not_scanned.is_none(), "{}", node.name);
                 }
                 for node in &plan.nodes {
                     prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
