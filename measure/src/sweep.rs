@@ -196,6 +196,8 @@ mod tests {
             id: MountId(1),
             device: (0, 44),
             root: "/".into(),
+            point: "/mnt".into(),
+            is_read_only: false,
             kind: "btrfs".to_owned(),
             source: "/dev/sda1".to_owned(),
         };
