@@ -38,9 +38,10 @@ use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, gr
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
+use crate::volumes::collect::Collect;
 use crate::volumes::node_plan::Run;
 use crate::volumes::path::BasePaths;
-use crate::volumes::plan::{Claims, Plan, plan};
+use crate::volumes::plan::{Claims, Collecting, Plan, plan};
 use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
 use crate::worker::{pushgateway, unix_seconds};
 
@@ -60,11 +61,16 @@ const TICK: Duration = Duration::from_millis(250);
 /// Requests of one kind that are under way at once.
 const REQUESTS_AT_ONCE: usize = 10;
 
+/// How old a directory has to be before it counts as an orphan: its maker may not have told of its volume yet.
+const ORPHAN_AGE: Duration = Duration::from_secs(600);
+
 /// Everything that a run is told.
 struct Config {
     pushgateway: Pushgateway,
     grouping_labels: GroupingLabels,
     base_paths: BasePaths,
+    collect: Collect,
+    orphan_age: Duration,
     interval: Duration,
     parallel_jobs: usize,
     template: Template,
@@ -162,6 +168,8 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         pushgateway,
         grouping_labels,
         base_paths,
+        collect: Collect::everything(),
+        orphan_age: ORPHAN_AGE,
         interval,
         parallel_jobs: parallel_jobs.get(),
         template,
@@ -417,6 +425,12 @@ impl Session<'_> {
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2)))?;
         log_plan(&found.plan);
+        if let Some(volume) = found.plan.known_paths.unread() {
+            warn!(
+                persistentvolume = volume,
+                "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
+            );
+        }
         let capacities = metrics::capacity_group(&found.plan, &self.run, *interval);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
         let key = self.key(group::CONTROLLER_JOB);
@@ -680,8 +694,25 @@ impl Session<'_> {
             return Err((node, NodeReason::TimedOut, detail));
         }
         let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
-        let compressed = match node_plan.encode() {
+        let collecting = Collecting {
+            collect: &self.config.collect,
+            orphan_age: self.config.orphan_age,
+            known_paths: &plan.known_paths,
+        };
+        let base_paths = &self.config.base_paths;
+        let mut node_plan = planned.node_plan(&self.run, budget_seconds, base_paths, &unavailable_bases, collecting);
+        let mut encoded = node_plan.encode();
+        if let Err(error) = &encoded
+            && !node_plan.known_paths.is_empty()
+        {
+            warn!(
+                node,
+                "no orphans are looked for, because the paths of other volumes do not fit: {error}"
+            );
+            node_plan = node_plan.without_orphans();
+            encoded = node_plan.encode();
+        }
+        let compressed = match encoded {
             Ok(compressed) => compressed,
             Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
         };

@@ -1,6 +1,8 @@
 //! Which volumes there are, where they lie and what is to be measured: pure, without any Kubernetes type.
 
 pub mod affinity;
+pub mod collect;
+pub mod known_paths;
 pub mod node_plan;
 pub mod path;
 pub mod placement;

@@ -3,9 +3,12 @@
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use crate::text::one_line;
 
+use super::collect::{Collect, Collected};
+use super::known_paths::KnownPaths;
 use super::node_plan::{self, BASES_DIRECTORY, Base, NodePlan, Run};
 use super::path::{self, BasePaths, Located};
 use super::placement::{NodeIndex, Placement};
@@ -23,6 +26,8 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
     /// The nodes of volumes that are left out although their node is known.
     pub other_nodes: BTreeSet<String>,
+    /// The paths that no worker may take for a directory without an owner.
+    pub known_paths: KnownPaths,
 }
 
 /// A node that holds volumes.
@@ -111,8 +116,16 @@ pub fn plan(
     let mut skipped = skipped;
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
     let mut other_nodes = BTreeSet::new();
+    let mut known_paths = KnownPaths::default();
+    for one in &skipped {
+        // Not even its path is known here.
+        known_paths.add_skipped(&one.persistent_volume, one.reason, None);
+    }
     for volume in volumes {
-        match place(&volume, claims, &mut index, base_paths) {
+        let placed = place(&volume, claims, &mut index, base_paths);
+        let surely_on = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
+        known_paths.add(&volume, surely_on, placed.is_ok());
+        match placed {
             Ok((node, placed)) => by_node.entry(node).or_default().push(placed),
             Err((reason, detail)) => {
                 if let Placement::Node(node) | Placement::Shared(node) = index.place(&volume) {
@@ -144,6 +157,7 @@ pub fn plan(
         nodes: planned,
         skipped,
         other_nodes,
+        known_paths,
     }
 }
 
@@ -183,6 +197,17 @@ fn place(
     Ok((node, placed))
 }
 
+/// What the workers of a run are to collect.
+#[derive(Clone, Copy)]
+pub struct Collecting<'a> {
+    /// The families.
+    pub collect: &'a Collect,
+    /// How old a directory without an owner has to be.
+    pub orphan_age: Duration,
+    /// What has an owner: [`Plan::known_paths`].
+    pub known_paths: &'a KnownPaths,
+}
+
 impl PlannedNode {
     /// Writes the plan of this node's worker. `unavailable` are the base paths that could not be mounted on it.
     pub fn node_plan(
@@ -191,7 +216,13 @@ impl PlannedNode {
         budget_seconds: f64,
         base_paths: &BasePaths,
         unavailable: &[String],
+        collecting: Collecting<'_>,
     ) -> NodePlan {
+        let Collecting {
+            collect,
+            orphan_age,
+            known_paths,
+        } = collecting;
         let mut bases: Vec<Base> = Vec::new();
         let mut index_of: HashMap<usize, usize> = HashMap::new();
         let mut volumes = Vec::with_capacity(self.volumes.len());
@@ -209,15 +240,31 @@ impl PlannedNode {
                 storageclass: volume.storage_class.clone(),
                 path: volume.path.clone(),
                 base,
+                capacity_bytes: volume.capacity_bytes,
             });
         }
-        NodePlan {
+        let other_base_paths = base_paths
+            .as_slice()
+            .iter()
+            .filter(|path| bases.iter().all(|base| base.path != **path));
+        let node_plan = NodePlan {
             version: node_plan::VERSION,
             run: run.clone(),
             node: self.name.clone(),
             budget_seconds,
+            other_base_paths: other_base_paths.cloned().collect(),
+            known_paths: known_paths.directories(&self.name).map(str::to_owned).collect(),
+            known_devices: known_paths.devices().to_vec(),
+            collect: collect.clone(),
+            orphan_age_seconds: orphan_age.as_secs_f64(),
             bases,
             volumes,
+        };
+        // A volume that lies nobody knows where may be any directory.
+        if collect.contains(Collected::Orphans) && known_paths.unread().is_none() {
+            node_plan
+        } else {
+            node_plan.without_orphans()
         }
     }
 }
@@ -381,7 +428,14 @@ mod tests {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
         };
-        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &["/opt/local-path-provisioner".to_owned()]);
+        let collect = Collect::everything();
+        let collecting = Collecting {
+            collect: &collect,
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let unavailable = ["/opt/local-path-provisioner".to_owned()];
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &unavailable, collecting);
         let told: Vec<_> = node_plan
             .bases
             .iter()
@@ -397,5 +451,74 @@ mod tests {
             .map(|volume| (volume.persistentvolume.as_str(), volume.base))
             .collect();
         assert_eq!(bases, [("x", 0), ("z", 1)]);
+    }
+
+    #[test]
+    fn a_node_plan_knows_every_path_that_may_lie_there() {
+        let mut shared = at(volume("shared"), "/data1/shared");
+        shared.selected_node = Some("a".to_owned());
+        let plan = check(
+            vec![
+                on(at(volume("own"), "/data1/own"), "a"),
+                // b is not Ready: it may be the same machine under its old name.
+                on(at(volume("b"), "/data1/b"), "b"),
+                on(at(volume("outside"), "/srv/outside"), "a"),
+                on(at(volume("base"), "/data1"), "a"),
+                shared,
+                at(volume("unplaced"), "/data1/unplaced"),
+                on(at(volume("gone"), "/data1/gone"), "gone"),
+            ],
+            "a: own, shared; b: b | outside outside_base_paths; base is_base_path; unplaced no_node_named; gone node_gone",
+        );
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let told = |collect: &Collect| {
+            let collecting = Collecting {
+                collect,
+                orphan_age: Duration::from_secs(600),
+                known_paths: &plan.known_paths,
+            };
+            plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting)
+        };
+        let node_plan = told(&Collect::everything());
+        let mut known = node_plan.known_paths;
+        known.sort();
+        let expected = [
+            "/data1",
+            "/data1/b",
+            "/data1/gone",
+            "/data1/shared",
+            "/data1/unplaced",
+            "/srv/outside",
+        ];
+        assert_eq!(known, expected);
+        assert_eq!(node_plan.other_base_paths, ["/opt/local-path-provisioner"]);
+        assert_eq!(node_plan.volumes[0].capacity_bytes, volume("own").capacity_bytes);
+        // Who does not look for orphans need not know of others.
+        assert_eq!(told(&Collect::new([Collected::Volumes])).known_paths, [""; 0]);
+    }
+
+    #[test]
+    fn nothing_is_an_orphan_while_a_volume_cannot_be_read() {
+        let skipped = Skipped {
+            persistent_volume: "odd".to_owned(),
+            reason: SkipReason::Undecodable,
+            detail: String::new(),
+        };
+        let own = on(volume("own"), "a");
+        let plan = plan([own], vec![skipped], &Claims::default(), &[node("a")], &bases());
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let collecting = Collecting {
+            collect: &Collect::everything(),
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting);
+        assert!(!node_plan.collect.contains(Collected::Orphans) && node_plan.collect.contains(Collected::Volumes));
     }
 }
