@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -117,15 +119,18 @@ fn output(program: &str, arguments: &[&str]) -> Output {
     output.unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
-fn numbers(program: &str, arguments: &[&str]) -> Vec<f64> {
-    let output = output(program, arguments);
-    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+/// The first number that a program says of a path.
+fn number(program: &str, options: &[&str], path: &Path) -> f64 {
+    let output = Command::new(program).args(options).arg(path).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {options:?} {path:?}: {output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    let mut numbers = text.split_whitespace().filter_map(|word| word.parse().ok());
+    numbers.next().expect("a number")
 }
 
 fn du(path: &Path) -> f64 {
-    numbers("du", &["-s", "-B1", "-x", &text(path)])[0]
+    number("du", &["-s", "-B1", "-x"], path)
 }
 
 /// A file system of its own, and one more in it, unmounted at the end.
@@ -169,10 +174,11 @@ async fn file_systems_and_orphans_are_what_df_and_du_say() {
             "team/known/file",
             "team/orphan/file",
             "team/orphan/more/file",
-            "orphan \u{1b}[31m/file",
             "inner-base/file",
         ],
     );
+    let hostile = base.join(OsStr::from_bytes(b"orphan \x1b[31m\xff\n"));
+    plant(&hostile, &["file"]);
     fs::create_dir_all(base.join("left/empty")).expect("it can be made");
     fs::create_dir(base.join("own-disk")).expect("it can be made");
     let mounted = output(
@@ -189,10 +195,8 @@ async fn file_systems_and_orphans_are_what_df_and_du_say() {
     let told = run(&plan, &[]).await;
 
     let labels = [("node", "node-1"), ("path", BASE), ("fstype", "ext4")];
-    let sizes = ["size", "avail", "used", "itotal", "iavail"].map(|column| {
-        let told = numbers("df", &["-B1", &format!("--output={column}"), &text(base)]);
-        *told.last().expect("df says something")
-    });
+    let sizes = ["size", "avail", "used", "itotal", "iavail"]
+        .map(|column| number("df", &["-B1", &format!("--output={column}")], base));
     let found = ["size_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free"].map(|name| {
         let name = format!("local_volume_filesystem_{name}");
         told.value(&name, &labels)
@@ -214,11 +218,11 @@ async fn file_systems_and_orphans_are_what_df_and_du_say() {
     let available = "local_volume_stats_available_bytes";
     let left = CAPACITY_BYTES as f64 - du(&base.join("pvc-1"));
     assert_eq!(told.value(available, &claim("pvc-1")), Some(left));
-    let left = numbers("df", &["-B1", "--output=avail", &text(&base.join("own-disk"))])[0];
+    let left = number("df", &["-B1", "--output=avail"], &base.join("own-disk"));
     assert_eq!(told.value(available, &claim("own-disk/claim")), Some(left));
     assert_eq!(told.value(available, &claim("pvc-missing")), None);
 
-    let orphans = ["team/orphan", "orphan \u{1b}[31m"].map(|name| base.join(name));
+    let orphans = [base.join("team/orphan"), hostile];
     assert_eq!(
         told.value(DIRECTORIES, &[("node", "node-1"), ("path", BASE)]),
         Some(2.0)
@@ -231,7 +235,7 @@ async fn file_systems_and_orphans_are_what_df_and_du_say() {
     assert_eq!(largest.len(), 2, "{largest:?}");
     assert_eq!(largest[0].path, format!("{BASE}/team/orphan"));
     assert_eq!(largest[0].bytes.map(|bytes| bytes as f64), Some(du(&orphans[0])));
-    assert_eq!(largest[1].path, format!("{BASE}/orphan \u{fffd}[31m"));
+    assert_eq!(largest[1].path, format!("{BASE}/orphan \u{fffd}[31m\u{fffd}\u{fffd}"));
     assert!(
         told.log.contains("/data/team/orphan") && !told.log.contains('\u{1b}'),
         "{}",

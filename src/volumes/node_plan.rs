@@ -167,7 +167,8 @@ impl Write for Counted {
 }
 
 impl NodePlan {
-    /// The same plan for a worker that does not look for orphans, and so need not know of other volumes.
+    /// The same plan for a worker that does not look for orphans, and so need not know of other volumes, nor open their
+    /// directories: one of them may hang.
     #[must_use]
     pub fn without_orphans(self) -> NodePlan {
         let collect = Collected::ALL
