@@ -289,6 +289,8 @@ async fn measure_targets(targets: Vec<Target>, config: &Config, end: &mut End<'_
 /// Measures what the plan asks for: the volumes first, and what no volume owns in the time that is left.
 async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
     let collects_orphans = plan.collect.contains(Collected::Orphans);
+    // Before anything takes its time.
+    let made_before = made_before(plan, SystemTime::now());
     let of_contents = [Collected::Volumes, Collected::Inodes, Collected::Apparent];
     let volume_wanted = if of_contents.iter().any(|one| plan.collect.contains(*one)) {
         Wanted::Contents
@@ -358,7 +360,7 @@ async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
         vec![None; plan.bases.len()]
     } else {
         let directories = measured.iter().filter_map(|one| one.directory).collect();
-        find_orphans(plan, directories, &config, end).await
+        find_orphans(plan, directories, made_before, &config, end).await
     };
     Found {
         volumes,
@@ -391,6 +393,7 @@ fn target(base: &Base, path: &str, wanted: Wanted) -> Result<Target, (State, Str
 async fn find_orphans(
     plan: &NodePlan,
     known_directories: HashSet<DirectoryId>,
+    made_before: SystemTime,
     config: &Config,
     end: &mut End<'_>,
 ) -> Vec<Option<Vec<Orphan>>> {
@@ -410,7 +413,7 @@ async fn find_orphans(
     let search_config = SearchConfig {
         known_directories,
         is_ignored: orphans::is_ignored,
-        made_before: made_before(plan),
+        made_before,
         entries_per_second: config.entries_per_second,
         low_priority: config.low_priority,
     };
@@ -460,13 +463,17 @@ async fn find_orphans(
     found
 }
 
-/// What is younger may be a volume's that the run's plan does not know yet. The plan is as old as the run, and the clocks of
-/// node and controller may differ: the earlier one counts.
-fn made_before(plan: &NodePlan) -> SystemTime {
+/// What is younger may be a volume's that the run's plan does not know yet. The plan is as old as the run; `began` is when the
+/// worker did, and the clocks of node and controller may differ: the earlier one counts.
+fn made_before(plan: &NodePlan, began: SystemTime) -> SystemTime {
     let started = Duration::try_from_secs_f64(plan.run.started_unix_seconds).unwrap_or(Duration::ZERO);
     let age = Duration::try_from_secs_f64(plan.orphan_age_seconds).unwrap_or(Duration::MAX);
-    let began = SystemTime::now().min(UNIX_EPOCH + started);
-    began.checked_sub(age).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH)
+    let planned = UNIX_EPOCH.checked_add(started).unwrap_or(began);
+    began
+        .min(planned)
+        .checked_sub(age)
+        .unwrap_or(UNIX_EPOCH)
+        .max(UNIX_EPOCH)
 }
 
 /// A random time, evenly from nothing to `longest`; no time at all where the kernel gives no random bytes.
@@ -566,4 +573,49 @@ pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::collect::Collect;
+    use crate::volumes::node_plan::{self, Run};
+
+    #[test]
+    fn the_earlier_of_two_clocks_says_what_is_old() {
+        for (began_seconds, started_unix_seconds, orphan_age_seconds, expected_seconds) in [
+            (10_000, 9_000.0, 600.0, 8_400),
+            (8_000, 9_000.0, 600.0, 7_400),
+            (8_000, 9_000.0, 0.0, 8_000),
+            (8_000, 9_000.0, 1e6, 0),
+            (8_000, 9_000.0, f64::INFINITY, 0),
+            (8_000, f64::NAN, 600.0, 0),
+            (8_000, -1.0, 600.0, 0),
+            (8_000, 1e300, 600.0, 0),
+        ] {
+            let plan = NodePlan {
+                version: node_plan::VERSION,
+                run: Run {
+                    id: String::new(),
+                    started_unix_seconds,
+                },
+                node: String::new(),
+                budget_seconds: 1.0,
+                bases: Vec::new(),
+                other_base_paths: Vec::new(),
+                volumes: Vec::new(),
+                known_paths: Vec::new(),
+                known_devices: Vec::new(),
+                collect: Collect::everything(),
+                orphan_age_seconds,
+            };
+            let began = UNIX_EPOCH + Duration::from_secs(began_seconds);
+            let expected = UNIX_EPOCH + Duration::from_secs(expected_seconds);
+            assert_eq!(
+                made_before(&plan, began),
+                expected,
+                "{began_seconds} {started_unix_seconds}"
+            );
+        }
+    }
 }
