@@ -45,7 +45,7 @@ use crate::volumes::claims::Claims;
 use crate::volumes::collect::Collect;
 use crate::volumes::node_plan::Run;
 use crate::volumes::path::BasePaths;
-use crate::volumes::plan::{Plan, Surroundings, plan};
+use crate::volumes::plan::{Collecting, Plan, Surroundings, plan};
 use crate::volumes::pods::{PodPlaces, needs_pods};
 use crate::volumes::selection::{ClaimLabels, Selection};
 use crate::volumes::selector::Selector;
@@ -78,6 +78,7 @@ struct Config {
     selection: Selection,
     locate_by_pods: bool,
     collect: Collect,
+    orphan_age: Duration,
     interval: Duration,
     parallel_jobs: usize,
     template: Template,
@@ -170,8 +171,7 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
     let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
     let TellingArguments {
         collect,
-        // The worker's matter; its plan carries it.
-        orphan_age: _,
+        orphan_age,
         claim_labels,
     } = telling;
     let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
@@ -198,6 +198,7 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         selection,
         locate_by_pods,
         collect: Collect::new(collect),
+        orphan_age,
         interval,
         parallel_jobs: parallel_jobs.get(),
         template,
@@ -482,6 +483,12 @@ impl Session<'_> {
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
         log_plan(&found.plan, &self.config.selection);
+        if let Some(volume) = found.plan.known_paths.unread() {
+            warn!(
+                persistentvolume = volume,
+                "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
+            );
+        }
         let names = self.config.selection.claim_labels.names();
         let capacities = metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.collect, names);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
@@ -804,7 +811,13 @@ impl Session<'_> {
             return Err((node, NodeReason::TimedOut, detail));
         }
         let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let mut node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
+        let collecting = Collecting {
+            collect: &self.config.collect,
+            orphan_age: self.config.orphan_age,
+            known_paths: &plan.known_paths,
+        };
+        let base_paths = &self.config.base_paths;
+        let mut node_plan = planned.node_plan(&self.run, budget_seconds, base_paths, &unavailable_bases, collecting);
         if let Some(pod) = beside {
             let Some(volumes) = timed_out.get(&node) else {
                 let detail = format!(
@@ -819,9 +832,22 @@ impl Session<'_> {
                  of time: volumes {}",
                 volumes.len()
             );
+            // Whoever looks for orphans looks at every directory, and would hang as the first one does.
+            node_plan = node_plan.without_orphans();
             node_plan.leave_alone(volumes);
         }
-        let compressed = match node_plan.encode() {
+        let mut encoded = node_plan.encode();
+        if let Err(error) = &encoded
+            && !node_plan.known_paths.is_empty()
+        {
+            warn!(
+                node,
+                "no orphans are looked for, because the paths of other volumes do not fit: {error}"
+            );
+            node_plan = node_plan.without_orphans();
+            encoded = node_plan.encode();
+        }
+        let compressed = match encoded {
             Ok(compressed) => compressed,
             Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
         };

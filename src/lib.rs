@@ -18,6 +18,8 @@
 //!   [`volumes::node_plan`] is the seam between the two programs.
 //! - [`deadlines`]: every deadline of a run, from its interval.
 //! - [`tracker`]: what becomes of each node, from the events of the cluster.
+//! - [`file_systems`]: the file systems below the base paths, and what was promised of each.
+//! - [`orphans`]: which directories have an owner, and what is told of the others.
 //! - [`metrics`]: every family in one list, and what each group holds.
 //!
 //! What acts:
@@ -32,9 +34,11 @@ pub mod controller;
 pub mod deadlines;
 pub mod exit;
 pub mod exposition;
+pub mod file_systems;
 pub mod kubernetes;
 pub mod measure;
 pub mod metrics;
+pub mod orphans;
 pub mod pushgateway;
 mod run_log;
 pub mod summary;

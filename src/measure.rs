@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use lp_measure::{Config, Measurement, PlaceError, Progress, State, Target};
+use lp_measure::{Config, Measurement, PlaceError, Progress, State, Target, Wanted};
 use serde::Serialize;
 
 use crate::cli::{MeasureArguments, OutputFormat};
@@ -171,6 +171,7 @@ fn measure(asked: Vec<Asked>, config: Config) -> Vec<(Asked, Measurement)> {
                 targets.push(Target {
                     base: place.clone(),
                     relative: PathBuf::new(),
+                    wanted: Wanted::Contents,
                 });
                 asked_of_target.push(index);
                 results.push(None);

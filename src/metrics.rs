@@ -3,12 +3,15 @@
 //! All are gauges, for ever: a Pushgateway refuses a name whose type differs from that of any group it holds, so a family
 //! that changed its type could not be pushed beside the groups of an older release.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lp_measure::{Measurement, State};
+use lp_measure::{FileSystem, Measurement, State};
 
 use crate::exposition::{Body, Exposition, Family};
+use crate::file_systems::{BaseFileSystem, available_bytes};
+use crate::orphans::{self, Orphan};
 use crate::tracker::Outcome;
 use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
@@ -79,6 +82,58 @@ const INODES_USED: Family = Family {
     name: "local_volume_stats_inodes_used",
     help: "Inodes of the volume, its own directory included.",
     labels: VOLUME_LABELS,
+};
+const AVAILABLE: Family = Family {
+    name: "local_volume_stats_available_bytes",
+    help: "What the volume can still take: the rest of its capacity, or what its file system has left if that is less.",
+    labels: VOLUME_LABELS,
+};
+/// The labels of every metric about a file system.
+const FILE_SYSTEM_LABELS: &[&str] = &["node", "path", "device", "fstype"];
+const FILE_SYSTEM_SIZE: Family = Family {
+    name: "local_volume_filesystem_size_bytes",
+    help: "Size of a file system that the base path or a volume below it lies on, in bytes.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_AVAILABLE: Family = Family {
+    name: "local_volume_filesystem_available_bytes",
+    help: "What anybody but root can still write to the file system, in bytes.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_USED: Family = Family {
+    name: "local_volume_filesystem_used_bytes",
+    help: "What is in use on the file system, by anybody, in bytes.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_INODES: Family = Family {
+    name: "local_volume_filesystem_inodes",
+    help: "Inodes of the file system; 0 where it makes them as it needs them.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_INODES_FREE: Family = Family {
+    name: "local_volume_filesystem_inodes_free",
+    help: "Free inodes of the file system.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_READONLY: Family = Family {
+    name: "local_volume_filesystem_readonly",
+    help: "Whether the file system itself is read-only: 1 or 0.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const FILE_SYSTEM_REQUESTED: Family = Family {
+    name: "local_volume_filesystem_requested_bytes",
+    help: "Capacities of all volumes of the node that are measured and lie on the file system, in bytes.",
+    labels: FILE_SYSTEM_LABELS,
+};
+const ORPHANED_DIRECTORIES: Family = Family {
+    name: "local_volume_orphaned_directories",
+    help: "Directories below the base path that no PersistentVolume owns.",
+    labels: &["node", "path"],
+};
+const ORPHANED_BYTES: Family = Family {
+    name: "local_volume_orphaned_bytes",
+    help: "Bytes allocated to the directories below the base path that no PersistentVolume owns.",
+    labels: &["node", "path"],
 };
 const SCAN_STATE: Family = Family {
     name: "local_volume_scan_state",
@@ -224,7 +279,17 @@ pub const FAMILIES: &[&Family] = &[
     &ALERT_DISABLED,
     &USED,
     &APPARENT,
+    &AVAILABLE,
     &INODES_USED,
+    &FILE_SYSTEM_SIZE,
+    &FILE_SYSTEM_AVAILABLE,
+    &FILE_SYSTEM_USED,
+    &FILE_SYSTEM_INODES,
+    &FILE_SYSTEM_INODES_FREE,
+    &FILE_SYSTEM_READONLY,
+    &FILE_SYSTEM_REQUESTED,
+    &ORPHANED_DIRECTORIES,
+    &ORPHANED_BYTES,
     &SCAN_STATE,
     &SCAN_ERRORS,
     &SCAN_DURATION,
@@ -390,39 +455,126 @@ const fn true_or_false(value: bool) -> &'static str {
     if value { "true" } else { "false" }
 }
 
-/// The group of a worker: one measurement for each volume of its plan, in the plan's order.
-pub fn usage_group(plan: &NodePlan, measurements: &[Measurement], times: WorkerTimes) -> Body {
+/// What a worker found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// One measurement for each volume of the plan, in the plan's order.
+    pub volumes: Vec<Measurement>,
+    /// The file systems that they and the base paths lie on.
+    pub file_systems: Vec<BaseFileSystem>,
+    /// For each base of the plan, in the plan's order, the directories without an owner below it; `None` where that cannot be
+    /// told.
+    pub orphans: Vec<Option<Vec<Orphan>>>,
+}
+
+impl Found {
+    /// The orphans of the node, the largest first.
+    pub fn largest_orphans(&self) -> Vec<&Orphan> {
+        let mut orphans: Vec<&Orphan> = self.orphans.iter().flatten().flatten().collect();
+        orphans.sort_by_key(|orphan| Reverse(orphan.used_bytes));
+        orphans
+    }
+}
+
+/// The group of a worker.
+pub fn usage_group(plan: &NodePlan, found: &Found, times: WorkerTimes) -> Body {
+    let Found {
+        volumes,
+        file_systems,
+        orphans,
+    } = found;
+    let collects = |one| plan.collect.contains(one);
+    let mut exposition = Exposition::new();
+    usage(&mut exposition, plan, volumes);
+    if collects(Collected::Filesystems) {
+        tell_file_systems(&mut exposition, plan, file_systems);
+    }
+    if collects(Collected::Orphans) {
+        let counts = plan.bases.iter().zip(orphans).filter_map(|(base, orphans)| {
+            let labels = [plan.node.as_str(), base.path.as_str()];
+            Some((labels, orphans::count(orphans.as_ref()?)))
+        });
+        let counts: Vec<_> = counts.collect();
+        exposition.family(
+            &ORPHANED_DIRECTORIES,
+            counts.iter().map(|(labels, count)| (*labels, count.directories as f64)),
+        );
+        exposition.family(
+            &ORPHANED_BYTES,
+            counts
+                .iter()
+                .filter_map(|(labels, count)| Some((*labels, count.bytes? as f64))),
+        );
+    }
+    exposition.value(&MEASURED_TIMESTAMP, times.measured_unix_seconds);
+    exposition.value(&WORKER_DURATION, times.duration_seconds);
+    finish(exposition, &plan.run)
+}
+
+/// What each volume uses, as far as it is collected.
+fn usage(exposition: &mut Exposition, plan: &NodePlan, measurements: &[Measurement]) {
     let pairs = || {
         plan.volumes
             .iter()
             .zip(measurements)
             .map(|(volume, one)| (volume.label_values(&plan.node), one))
     };
-    let mut exposition = Exposition::new();
-    exposition.family(
-        &USED,
-        pairs().filter_map(|(labels, one)| Some((labels, one.used_bytes? as f64))),
-    );
-    exposition.family(
-        &APPARENT,
-        pairs().filter_map(|(labels, one)| Some((labels, one.apparent_bytes? as f64))),
-    );
-    exposition.family(
-        &INODES_USED,
-        pairs().filter_map(|(labels, one)| Some((labels, one.inodes_used? as f64))),
-    );
-    exposition.family(
-        &SCAN_STATE,
-        plan.volumes
-            .iter()
-            .zip(measurements)
-            .map(|(v, one)| (state_labels(v, &plan.node, one), 1.0)),
-    );
-    exposition.family(&SCAN_ERRORS, pairs().map(|(labels, one)| (labels, one.errors as f64)));
-    exposition.family(&SCAN_DURATION, pairs().map(|(labels, one)| (labels, one.seconds)));
-    exposition.value(&MEASURED_TIMESTAMP, times.measured_unix_seconds);
-    exposition.value(&WORKER_DURATION, times.duration_seconds);
-    finish(exposition, &plan.run)
+    let [volumes, inodes, apparent] =
+        [Collected::Volumes, Collected::Inodes, Collected::Apparent].map(|one| plan.collect.contains(one));
+    if volumes {
+        exposition.family(
+            &USED,
+            pairs().filter_map(|(labels, one)| Some((labels, one.used_bytes? as f64))),
+        );
+        let available = plan.volumes.iter().zip(measurements).filter_map(|(volume, one)| {
+            let available = available_bytes(volume.capacity_bytes, one)?;
+            Some((volume.label_values(&plan.node), available as f64))
+        });
+        exposition.family(&AVAILABLE, available);
+    }
+    if apparent {
+        exposition.family(
+            &APPARENT,
+            pairs().filter_map(|(labels, one)| Some((labels, one.apparent_bytes? as f64))),
+        );
+    }
+    if inodes {
+        exposition.family(
+            &INODES_USED,
+            pairs().filter_map(|(labels, one)| Some((labels, one.inodes_used? as f64))),
+        );
+    }
+    if volumes || inodes || apparent {
+        exposition.family(
+            &SCAN_STATE,
+            plan.volumes
+                .iter()
+                .zip(measurements)
+                .map(|(v, one)| (state_labels(v, &plan.node, one), 1.0)),
+        );
+        exposition.family(&SCAN_ERRORS, pairs().map(|(labels, one)| (labels, one.errors as f64)));
+        exposition.family(&SCAN_DURATION, pairs().map(|(labels, one)| (labels, one.seconds)));
+    }
+}
+
+fn tell_file_systems(exposition: &mut Exposition, plan: &NodePlan, file_systems: &[BaseFileSystem]) {
+    let mut tell = |family: &Family, value: fn(&BaseFileSystem) -> f64| {
+        let samples = file_systems.iter().map(|one| {
+            let FileSystem { device, kind, .. } = &one.file_system;
+            let path = &plan.bases[one.base].path;
+            ([plan.node.as_str(), path, device, kind], value(one))
+        });
+        exposition.family(family, samples);
+    };
+    tell(&FILE_SYSTEM_SIZE, |one| one.file_system.size_bytes as f64);
+    tell(&FILE_SYSTEM_AVAILABLE, |one| one.file_system.available_bytes as f64);
+    tell(&FILE_SYSTEM_USED, |one| one.file_system.used_bytes as f64);
+    tell(&FILE_SYSTEM_INODES, |one| one.file_system.inodes as f64);
+    tell(&FILE_SYSTEM_INODES_FREE, |one| one.file_system.inodes_free as f64);
+    tell(&FILE_SYSTEM_READONLY, |one| {
+        f64::from(u8::from(one.file_system.is_read_only))
+    });
+    tell(&FILE_SYSTEM_REQUESTED, |one| one.requested_bytes as f64);
 }
 
 /// When and how long a worker measured.

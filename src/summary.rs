@@ -1,7 +1,7 @@
 //! What a worker tells its controller when it ends: one line of JSON in the pod's termination message.
 //!
-//! Kubernetes cuts that message at 4,096 bytes, so the summary is bounded before it is written: examples are left out, from
-//! the last one, until it fits.
+//! Kubernetes cuts that message at 4,096 bytes, so the summary is bounded before it is written: orphans are left out, then
+//! examples, from the last one, until it fits.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,8 @@ pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 const MESSAGE_MAX_BYTES: usize = 4096;
 /// Volumes without a number that are named as examples.
 const EXAMPLES_MAX: usize = 10;
+/// Directories without an owner that are named.
+const ORPHANS_MAX: usize = 5;
 /// The longest text of an example or an error.
 const TEXT_MAX_CHARS: usize = 300;
 
@@ -41,6 +43,18 @@ pub struct WorkerSummary {
     /// Some of the volumes without a number.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub examples: Vec<Example>,
+    /// The largest directories that no volume owns.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub orphans: Vec<OrphanExample>,
+}
+
+/// A directory that no volume owns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanExample {
+    /// Its path on the node.
+    pub path: String,
+    /// What it takes on the disk, if all of it could be read.
+    pub bytes: Option<u64>,
 }
 
 /// A volume without a number.
@@ -59,6 +73,10 @@ impl WorkerSummary {
     pub fn to_message(&self) -> String {
         let mut summary = self.clone();
         summary.examples.truncate(EXAMPLES_MAX);
+        summary.orphans.truncate(ORPHANS_MAX);
+        for orphan in &mut summary.orphans {
+            orphan.path = shorten(&orphan.path);
+        }
         for example in &mut summary.examples {
             example.detail = shorten(&example.detail);
         }
@@ -66,7 +84,8 @@ impl WorkerSummary {
         loop {
             let text = serde_json::to_string(&summary).expect("a summary has only text keys");
             // Without examples it is bounded by the lengths of its names and of a short text.
-            if text.len() <= MESSAGE_MAX_BYTES || summary.examples.pop().is_none() {
+            if text.len() <= MESSAGE_MAX_BYTES || (summary.orphans.pop().is_none() && summary.examples.pop().is_none())
+            {
                 return text;
             }
         }
@@ -109,6 +128,12 @@ mod tests {
             delivered: true,
             error: Some(detail.to_owned()),
             examples: (0..examples).map(example).collect(),
+            orphans: (0..examples)
+                .map(|_| OrphanExample {
+                    path: detail.to_owned(),
+                    bytes: Some(u64::MAX),
+                })
+                .collect(),
             ..WorkerSummary::default()
         }
     }
@@ -122,7 +147,7 @@ mod tests {
                 assert!(message.len() <= MESSAGE_MAX_BYTES, "{} bytes", message.len());
                 let read = WorkerSummary::from_message(&message).expect("it is our own message");
                 assert_eq!(read.states, summary(0, "").states);
-                assert!(read.examples.len() <= examples);
+                assert!(read.examples.len() <= examples && read.orphans.len() <= examples.min(ORPHANS_MAX));
             }
         }
     }

@@ -14,16 +14,19 @@ use lp_exporter::cli::Cli;
 use lp_exporter::deadlines::deadlines;
 use lp_exporter::exit::Exit;
 use lp_exporter::exposition::Body;
+use lp_exporter::file_systems::file_systems;
 use lp_exporter::measure;
-use lp_exporter::metrics::{self, FAMILIES, Report, WorkerTimes};
+use lp_exporter::metrics::{self, FAMILIES, Found, Report, WorkerTimes};
+use lp_exporter::orphans::Orphan;
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::tracker::Outcome;
 use lp_exporter::volumes::collect::{Collect, Collected};
+use lp_exporter::volumes::known_paths::KnownPaths;
 use lp_exporter::volumes::node_plan::Run;
 use lp_exporter::volumes::path::BasePaths;
-use lp_exporter::volumes::plan::{PlacedVolume, Plan, PlannedNode};
+use lp_exporter::volumes::plan::{Collecting, PlacedVolume, Plan, PlannedNode};
 use lp_exporter::volumes::volume::{NodeReason, SkipReason, SourceKind};
-use lp_measure::{Measurement, Method, State};
+use lp_measure::{FileSystem, Measurement, Method, State};
 use serde::Deserialize;
 use serde_yaml::Value;
 
@@ -443,18 +446,45 @@ fn groups_of_families() -> BTreeMap<String, String> {
         jobs_not_deleted: 0,
     };
     let bases = BasePaths::new(["/data"]).expect("a base path");
+    let file_system = FileSystem {
+        device: "8:1".to_owned(),
+        kind: "ext4".to_owned(),
+        is_read_only: false,
+        size_bytes: 1,
+        available_bytes: 1,
+        used_bytes: 1,
+        inodes: 1,
+        inodes_free: 1,
+    };
     let measurement = Measurement {
         method: Some(Method::Walk),
         used_bytes: Some(1),
         apparent_bytes: Some(1),
         inodes_used: Some(1),
+        file_system: Some(file_system.clone()),
         ..Measurement::without_number(State::Complete, None)
     };
     let times = WorkerTimes {
         measured_unix_seconds: 1.0,
         duration_seconds: 1.0,
     };
-    let usage = metrics::usage_group(&plan.nodes[0].node_plan(&run, 1.0, &bases, &[]), &[measurement], times);
+    let collecting = Collecting {
+        collect: &Collect::everything(),
+        orphan_age: Duration::ZERO,
+        known_paths: &plan.known_paths,
+    };
+    let node_plan = plan.nodes[0].node_plan(&run, 1.0, &bases, &[], collecting);
+    let volumes = vec![measurement];
+    let orphan = Orphan {
+        path: "/data/orphan".to_owned(),
+        used_bytes: Some(1),
+    };
+    let found = Found {
+        file_systems: file_systems(&node_plan, &[Some(file_system)], &volumes),
+        volumes,
+        orphans: vec![Some(vec![orphan])],
+    };
+    let usage = metrics::usage_group(&node_plan, &found, times);
     let bodies = [
         (
             "lp-exporter",

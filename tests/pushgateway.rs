@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use lp_exporter::exposition::{Body, Exposition, Family};
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
 use lp_exporter::pushgateway::{Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire};
+use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -290,7 +291,13 @@ async fn the_static_program_pushes_from_an_empty_root() {
             path: "/data/volume".to_owned(),
             base: 0,
             left_alone: false,
+            capacity_bytes: 1,
         }],
+        other_base_paths: Vec::new(),
+        known_paths: Vec::new(),
+        known_devices: Vec::new(),
+        collect: Collect::everything(),
+        orphan_age_seconds: 600.0,
     };
     std::fs::write(root.path().join("plan"), plan.encode().expect("a small plan")).expect("a file");
 

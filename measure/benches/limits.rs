@@ -27,7 +27,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use lp_measure::{Config, State, Target, start};
+use lp_measure::{Config, State, Target, Wanted, start};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, linkat, mknodat, openat};
 
 type Part = (&'static str, fn(&Options));
@@ -260,6 +260,7 @@ fn child_measures(pace: &str, seconds_max: f64, path: &Path, groups: &[String]) 
     let target = Target {
         base: path.to_owned(),
         relative: PathBuf::new(),
+        wanted: Wanted::Contents,
     };
     let (sender, receiver) = mpsc::channel();
     let began = Instant::now();

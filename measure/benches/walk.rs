@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lp_measure::{Config, State, Target, measure};
+use lp_measure::{Config, State, Target, Wanted, measure};
 
 type Tree = (&'static str, fn(&Path));
 
@@ -71,6 +71,7 @@ fn ours(path: &Path) {
     let target = Target {
         base: path.to_owned(),
         relative: PathBuf::new(),
+        wanted: Wanted::Contents,
     };
     let found = measure(
         vec![target],

@@ -7,7 +7,8 @@
 //! - `tree`: volumes, directories, and the descriptors that stay open.
 //! - `sweep`: the order of reading on a disk whose head moves.
 //! - `tally`: pure: entries → totals of each volume that owns them. `links`: pure: which inodes were seen.
-//! - `mounts`: which mount something is on, and which volumes their file system may answer for.
+//! - `mounts`: which mount something is on, which volumes their file system may answer for, what it tells of itself.
+//! - `orphans`: directories that hold nothing known.
 //! - `pace`: pure: threads, rate, pressure; time and readings come in as arguments.
 //! - `sys`: what rustix lacks; the only file with unsafe code.
 //!
@@ -32,6 +33,7 @@
 mod links;
 mod mounts;
 mod open;
+mod orphans;
 mod pace;
 mod schedule;
 mod sweep;
@@ -45,6 +47,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use mounts::MountTable;
+pub use orphans::{Orphans, Search, SearchConfig, Searching, search};
 pub use walk::{Running, measure, start};
 
 /// What to measure: a directory beneath a base directory.
@@ -55,6 +59,17 @@ pub struct Target {
     /// The way from the base to the directory. It is not trusted: it never leaves the base, and no symbolic link on it
     /// is followed. Empty means the base itself.
     pub relative: PathBuf,
+    /// What is wanted of it.
+    pub wanted: Wanted,
+}
+
+/// What is wanted of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The numbers of all that lies in it, and its file system.
+    Contents,
+    /// Which directory it is and its file system, and nothing of what lies in it: [`State::Complete`] without numbers.
+    FileSystem,
 }
 
 /// How to measure. Every limit is here; there is no default for any of them.
@@ -241,6 +256,40 @@ pub struct Measurement {
     pub largest: Vec<(PathBuf, u64)>,
     /// From its first directory to the end.
     pub seconds: f64,
+    /// Which directory the target is, whatever paths lead to it; none if it could not be opened.
+    pub directory: Option<DirectoryId>,
+    /// The file system that the directory lies on. It is there without numbers too, if the directory could be opened.
+    pub file_system: Option<FileSystem>,
+}
+
+/// A directory's own numbers: two paths with the same lead to one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DirectoryId {
+    /// The device, as `stat` tells it.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+}
+
+/// A file system, as it was when the directory on it was first opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Major and minor number of the mounted device, `8:1`: the same for all that shares its space, subvolumes too.
+    pub device: String,
+    /// Its type as the kernel names it: `ext4`, `xfs`.
+    pub kind: String,
+    /// Whether it can be written to at all. That a mount of it is read-only says nothing here.
+    pub is_read_only: bool,
+    /// Its size, as `df` tells it.
+    pub size_bytes: u64,
+    /// What anybody but root can still write. With what is used it makes less than the size: some is kept for root.
+    pub available_bytes: u64,
+    /// What is in use.
+    pub used_bytes: u64,
+    /// Its inodes; 0 where it makes them as it needs them.
+    pub inodes: u64,
+    /// Of those, how many are free.
+    pub inodes_free: u64,
 }
 
 impl Measurement {
@@ -259,6 +308,8 @@ impl Measurement {
             mounts_skipped: 0,
             largest: Vec::new(),
             seconds: 0.0,
+            directory: None,
+            file_system: None,
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Mounts: which one a descriptor is on, and whether a volume that is a mount of its own may be answered by its file
-//! system.
+//! system; what a file system tells of itself.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
-use rustix::fs::{AtFlags, StatxFlags, fstatfs, fstatvfs, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstatvfs, statx};
 use rustix::io::Errno;
+
+use crate::FileSystem;
 
 /// The kernel's number of a mount, as in mountinfo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +45,8 @@ pub(crate) struct Mount {
     pub(crate) point: PathBuf,
     pub(crate) kind: String,
     pub(crate) source: String,
+    /// Whether the file system itself is read-only; the mount may be so by itself.
+    pub(crate) is_read_only: bool,
 }
 
 /// The mounts that this process sees; none where /proc does not tell.
@@ -71,6 +75,7 @@ fn parse_line(line: &str) -> Option<Mount> {
         point,
         kind: file_system.next()?.to_owned(),
         source: file_system.next()?.to_owned(),
+        is_read_only: file_system.next()?.split(',').any(|option| option == "ro"),
     })
 }
 
@@ -104,6 +109,36 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
+/// The mounts that this process sees, to tell which directories are the same by two paths.
+#[derive(Clone, Debug, Default)]
+pub struct MountTable(Vec<Mount>);
+
+impl MountTable {
+    /// Reads it from /proc; nothing can be placed where /proc does not tell.
+    pub fn read() -> MountTable {
+        MountTable(all())
+    }
+
+    /// Takes the text of a mountinfo.
+    pub fn parse(mountinfo: &str) -> MountTable {
+        MountTable(parse(mountinfo))
+    }
+
+    /// Where a path lies on its file system: the device, and the way from the root of that file system. Two paths that
+    /// are placed alike are one directory, through bind mounts too. No file system is asked, and no symbolic link known.
+    pub fn place(&self, path: &Path) -> Option<(String, PathBuf)> {
+        let covering = self.0.iter().filter_map(|mount| {
+            let inside = path.strip_prefix(&mount.point).ok()?;
+            Some((mount, inside))
+        });
+        // Of two mounts at one place the later one covers the other.
+        let (mount, inside) = covering.max_by_key(|(mount, _)| mount.point.components().count())?;
+        let device = format!("{}:{}", mount.device.0, mount.device.1);
+        let place: PathBuf = mount.root.components().chain(inside.components()).collect();
+        Some((device, place))
+    }
+}
+
 /// File systems whose counters are those of one disk, and of all that is on it. Not btrfs (subvolumes, and it shares
 /// blocks), not overlay (it tells of the layer below), not NFS, FUSE, 9p or virtiofs (they tell of somebody else's disk).
 const COUNTING: &[&str] = &[
@@ -126,13 +161,26 @@ pub(crate) fn answers_alone(mounts: &[Mount], volume: MountId) -> bool {
 /// Used bytes and inodes by the file system's own counters.
 pub(crate) fn counters(fd: impl AsFd) -> Result<(u64, u64), Errno> {
     // statvfs has the fragment size on every architecture; statfs has it too, but not under one name.
-    let sizes = fstatvfs(&fd)?;
-    let counts = fstatfs(&fd)?;
-    let used = sizes
-        .f_blocks
-        .saturating_sub(sizes.f_bfree)
-        .saturating_mul(sizes.f_frsize);
-    Ok((used, counts.f_files.saturating_sub(counts.f_ffree)))
+    let told = fstatvfs(&fd)?;
+    let used = told.f_blocks.saturating_sub(told.f_bfree).saturating_mul(told.f_frsize);
+    Ok((used, told.f_files.saturating_sub(told.f_ffree)))
+}
+
+/// What is known of the file system below a descriptor; nothing where the mount is unknown or does not answer. It may hang.
+pub(crate) fn file_system(mounts: &[Mount], mount: MountId, fd: impl AsFd) -> Option<FileSystem> {
+    let mount = mounts.iter().find(|one| one.id == mount)?;
+    let told = fstatvfs(&fd).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
+    Some(FileSystem {
+        device: format!("{}:{}", mount.device.0, mount.device.1),
+        kind: mount.kind.clone(),
+        is_read_only: mount.is_read_only,
+        size_bytes: bytes(told.f_blocks),
+        available_bytes: bytes(told.f_bavail),
+        used_bytes: bytes(told.f_blocks.saturating_sub(told.f_bfree)),
+        inodes: told.f_files,
+        inodes_free: told.f_ffree,
+    })
 }
 
 #[cfg(test)]
@@ -148,13 +196,15 @@ mod tests {
 34 22 8:49 /one /mnt/disks/e rw - ext4 /dev/sde1 rw
 35 22 0:50 / /mnt/disks/f\\040g rw - tmpfs tmpfs rw
 36 22 0:51 / /mnt/disks/o rw - overlay overlay rw
+37 22 8:65 / /mnt/disks/p ro - ext4 /dev/sdf rw
+38 22 8:81 / /mnt/disks/q rw - ext4 /dev/sdg ro,errors=remount-ro
 a line that is none
 ";
 
     #[test]
     fn a_file_system_answers_only_for_a_volume_that_has_it_to_itself() {
         let mounts = parse(NODE);
-        assert_eq!(mounts.len(), 8);
+        assert_eq!(mounts.len(), 10);
         for (id, expected, why) in [
             (30, true, "a whole disk, mounted once"),
             (31, false, "the disk is mounted a second time"),
@@ -185,6 +235,31 @@ a line that is none
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn read_only_is_what_the_file_system_is_and_not_its_mount() {
+        let read_only = parse(NODE).into_iter().filter(|mount| mount.is_read_only);
+        assert_eq!(read_only.map(|mount| mount.id).collect::<Vec<_>>(), [MountId(38)]);
+    }
+
+    #[test]
+    fn a_path_is_placed_on_its_file_system() {
+        let table = MountTable::parse(&format!(
+            "{NODE}40 22 8:33 /later /mnt/disks/b rw - ext4 /dev/sdc1 rw\n"
+        ));
+        for (path, device, place) in [
+            ("/opt/x", "8:1", "/opt/x"),
+            ("/mnt/disks/a", "8:17", "/"),
+            ("/mnt/disks/a/x/y", "8:17", "/x/y"),
+            ("/mnt/disks/ab", "8:1", "/mnt/disks/ab"),
+            ("/mnt/disks/c/x", "8:33", "/sub/x"),
+            ("/mnt/disks/b/x", "8:33", "/later/x"),
+        ] {
+            let expected = Some((device.to_owned(), PathBuf::from(place)));
+            assert_eq!(table.place(Path::new(path)), expected, "{path}");
+        }
+        assert_eq!(MountTable::default().place(Path::new("/x")), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 
-use crate::tree::{Directory, Event, Key, Tree, Volume};
+use crate::tree::{Directory, Event, Key, Resolved, Tree, Volume};
 
 /// Threads that hang, at most; then no more are risked.
 const HANGING_MAX: usize = 64;
@@ -227,13 +227,6 @@ struct Plan {
     is_swept: bool,
     /// The time for which somebody read it.
     served: Duration,
-}
-
-/// A target whose directory is known.
-pub(crate) struct Resolved {
-    pub(crate) target: usize,
-    pub(crate) key: Key,
-    pub(crate) above: Vec<Key>,
 }
 
 pub(crate) struct Schedule {
@@ -524,13 +517,16 @@ impl Schedule {
         }
         let first = self.volumes.len();
         let mut known: HashMap<Key, usize> = HashMap::new();
-        for Resolved { target, key, above } in std::mem::take(&mut self.resolved) {
-            let index = *known.entry(key).or_insert(self.volumes.len());
+        for resolved in std::mem::take(&mut self.resolved) {
+            let index = *known.entry(resolved.key).or_insert(self.volumes.len());
             match self.volumes.get_mut(index) {
-                Some(volume) => Arc::get_mut(volume).expect("nobody has it yet").targets.push(target),
+                Some(volume) => Arc::get_mut(volume)
+                    .expect("nobody has it yet")
+                    .targets
+                    .push(resolved.target),
                 None => self
                     .volumes
-                    .push(Arc::new(Volume::new(index, target, key, above, self.events.clone()))),
+                    .push(Arc::new(Volume::new(index, resolved, self.events.clone()))),
             }
         }
         self.plant((first..self.volumes.len()).collect());

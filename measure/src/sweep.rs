@@ -241,6 +241,7 @@ mod tests {
             device,
             root: "/".into(),
             point: point.into(),
+            is_read_only: false,
             kind: "any".to_owned(),
             source: source.to_owned(),
         };

@@ -21,11 +21,11 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Stat, fstat};
 use rustix::io::Errno;
 
-use crate::State;
 use crate::links::Seen;
 use crate::mounts::MountId;
 use crate::open::Opener;
 use crate::tally::Tally;
+use crate::{DirectoryId, FileSystem, State};
 
 /// What the supervisor is told.
 pub(crate) enum Event {
@@ -35,6 +35,8 @@ pub(crate) enum Event {
         state: State,
         detail: String,
     },
+    /// A target of which no more is wanted could be opened.
+    Opened(Resolved),
     /// A volume was read to its end, whatever came of it.
     Ended { volume: usize },
 }
@@ -47,6 +49,24 @@ pub(crate) struct Key {
     pub(crate) inode: u64,
 }
 
+impl Key {
+    pub(crate) fn directory(self) -> DirectoryId {
+        DirectoryId {
+            device: self.device,
+            inode: self.inode,
+        }
+    }
+}
+
+/// A target whose directory is known.
+pub(crate) struct Resolved {
+    pub(crate) target: usize,
+    pub(crate) key: Key,
+    /// The directories above it on its mount, the nearest first.
+    pub(crate) above: Vec<Key>,
+    pub(crate) file_system: Option<FileSystem>,
+}
+
 /// A directory to be measured, for one target or for several that are the same.
 pub(crate) struct Volume {
     pub(crate) index: usize,
@@ -54,6 +74,7 @@ pub(crate) struct Volume {
     pub(crate) key: Key,
     /// The directories above it on its mount, the nearest first.
     pub(crate) above: Vec<Key>,
+    pub(crate) file_system: Option<FileSystem>,
     /// Given up: nothing more is read for it.
     pub(crate) stopped: AtomicBool,
     /// Somebody reads it, or did.
@@ -67,12 +88,19 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    pub(crate) fn new(index: usize, target: usize, key: Key, above: Vec<Key>, events: Sender<Event>) -> Volume {
+    pub(crate) fn new(index: usize, resolved: Resolved, events: Sender<Event>) -> Volume {
+        let Resolved {
+            target,
+            key,
+            above,
+            file_system,
+        } = resolved;
         Volume {
             index,
             targets: vec![target],
             key,
             above,
+            file_system,
             stopped: AtomicBool::new(false),
             claimed: AtomicBool::new(false),
             within: OnceLock::new(),
@@ -446,7 +474,13 @@ mod tests {
                 device: 1,
                 inode: 1,
             };
-            let volume = Arc::new(Volume::new(0, 0, key, Vec::new(), events));
+            let resolved = Resolved {
+                target: 0,
+                key,
+                above: Vec::new(),
+                file_system: None,
+            };
+            let volume = Arc::new(Volume::new(0, resolved, events));
             let tree = Arc::new(Tree {
                 id: 0,
                 mount: None,

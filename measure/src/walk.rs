@@ -25,11 +25,11 @@ use rustix::process::{Resource, getrlimit, setpriority_process};
 use crate::mounts::{self, Mount, MountId};
 use crate::open::{Opener, cause_at_place, file_type, state_of_place};
 use crate::pace::{self, Pressure, Rate, Share, Times};
-use crate::schedule::{Job, Names, Packed, Pending, Piece, Resolved, Schedule, Slot};
+use crate::schedule::{Job, Names, Packed, Pending, Piece, Schedule, Slot};
 use crate::sweep::{self, Elevator};
 use crate::tally::{Batch, Linked};
-use crate::tree::{Descriptors, Directory, Event, Key, Tree, Volume};
-use crate::{Config, Measurement, PlaceError, Progress, Rotating, State, Target};
+use crate::tree::{Descriptors, Directory, Event, Key, Resolved, Tree, Volume};
+use crate::{Config, Measurement, PlaceError, Progress, Rotating, State, Target, Wanted};
 
 /// 4 KiB to 1 MiB measure the same; this much holds a thousand names and stays in the processor's cache.
 const BUFFER_BYTES: usize = 32 << 10;
@@ -50,9 +50,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a resting thread sleeps before it looks whether all is over.
 const NAP: Duration = Duration::from_millis(50);
 /// Deep recursion happens nowhere.
-const STACK_BYTES: usize = 256 << 10;
+pub(crate) const STACK_BYTES: usize = 256 << 10;
 /// The least nice.
-const NICE: i32 = 19;
+pub(crate) const NICE: i32 = 19;
 /// What `measure` grants the supervisor after the last deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -89,10 +89,9 @@ pub fn start(
     let at_first = pace::threads_at_first(processors, config.threads_max.get());
     let bases = targets.iter().map(|target| target.base.clone()).collect();
     let opener = Opener::find();
-    let needs_mounts = config.statfs || config.rotating == Rotating::Auto;
     let shared = Arc::new(Shared {
         schedule: Mutex::new(Schedule::new(bases, at_first, events.clone())),
-        mounts: if needs_mounts { mounts::all() } else { Vec::new() },
+        mounts: mounts::all(),
         descriptors: Arc::new(Descriptors::new(opener, getrlimit(Resource::Nofile).current)),
         rate: Mutex::new(Rate::new(config.entries_per_second)),
         targets,
@@ -203,14 +202,14 @@ struct Hands {
 }
 
 /// One record of a directory.
-struct Entry<'a> {
-    inode: u64,
-    kind: u8,
-    name: &'a CStr,
+pub(crate) struct Entry<'a> {
+    pub(crate) inode: u64,
+    pub(crate) kind: u8,
+    pub(crate) name: &'a CStr,
 }
 
 /// Takes a buffer that getdents filled apart.
-fn records(buffer: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+pub(crate) fn records(buffer: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     const NAME: usize = 19;
     let mut rest = buffer;
     std::iter::from_fn(move || {
@@ -372,8 +371,11 @@ impl Shared {
             let fd = self.opener.target(&self.targets[target])?;
             let described = |error: Errno| (state_of_place(error), error.to_string());
             let key = key_of(fd.as_fd()).map_err(described)?;
+            let file_system = key
+                .mount
+                .and_then(|mount| mounts::file_system(&self.mounts, mount, &fd));
             let mut above = Vec::new();
-            if self.targets.len() > 1 {
+            if self.targets.len() > 1 && self.targets[target].wanted == Wanted::Contents {
                 let mut at = (fd, key);
                 while let Ok(fd) = self.opener.above(at.0.as_fd(), key.mount) {
                     let Ok(next) = key_of(fd.as_fd()) else { break };
@@ -384,14 +386,18 @@ impl Shared {
                     at = (fd, next);
                 }
             }
-            Ok(Resolved { target, key, above })
+            Ok(Resolved {
+                target,
+                key,
+                above,
+                file_system,
+            })
         };
         match resolve() {
-            Ok(resolved) => self.lock().resolved(resolved),
-            Err((state, detail)) => {
-                // The supervisor is gone when everything was delivered: then nobody asks.
-                let _ = self.events.send(Event::Failed { target, state, detail });
-            }
+            Ok(resolved) if self.targets[target].wanted == Wanted::Contents => self.lock().resolved(resolved),
+            // The supervisor is gone when everything was delivered: then nobody asks.
+            Ok(resolved) => drop(self.events.send(Event::Opened(resolved))),
+            Err((state, detail)) => drop(self.events.send(Event::Failed { target, state, detail })),
         }
     }
 
@@ -1038,6 +1044,14 @@ impl Supervisor<'_> {
                 Ok(Event::Failed { target, state, detail }) => {
                     self.hand_out(target, Measurement::without_number(state, Some(detail)));
                 }
+                Ok(Event::Opened(resolved)) => {
+                    let measurement = Measurement {
+                        directory: Some(resolved.key.directory()),
+                        file_system: resolved.file_system,
+                        ..Measurement::without_number(State::Complete, None)
+                    };
+                    self.hand_out(resolved.target, measurement);
+                }
                 Ok(Event::Ended { volume }) => {
                     let volume = self.shared.lock().volumes[volume].clone();
                     self.finish(&volume);
@@ -1078,7 +1092,11 @@ impl Supervisor<'_> {
             tally.forget_links();
             let ended = volume.ended.get().copied().unwrap_or_else(Instant::now);
             let began = volume.began.get().copied().unwrap_or(ended);
-            tally.measurement(ended.saturating_duration_since(began).as_secs_f64())
+            Measurement {
+                directory: Some(volume.key.directory()),
+                file_system: volume.file_system.clone(),
+                ..tally.measurement(ended.saturating_duration_since(began).as_secs_f64())
+            }
         };
         {
             let mut schedule = self.shared.lock();

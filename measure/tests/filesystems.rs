@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use common::{Mounted, assert_like_du, du, inside, mount, output, run, skip, walk, whole};
-use lp_measure::{Config, Measurement, Method, Rotating, State, measure};
+use lp_measure::{Config, FileSystem, Measurement, Method, Rotating, State, Target, Wanted, measure};
 use rustix::fs::{FallocateFlags, fallocate};
 
 const SIZE_BYTES: u64 = 400 << 20;
@@ -386,4 +386,99 @@ fn a_corrupted_directory_is_a_state_and_no_number() {
             }
         }
     }
+}
+
+/// What `df` says of a path: size, available, used, inodes, inodes free.
+fn df(path: &Path) -> [u64; 5] {
+    let text = run(
+        "df",
+        &["-B1", "--output=size,avail,used,itotal,iavail", path.to_str().unwrap()],
+    );
+    let numbers = text.lines().nth(1).unwrap().split_whitespace();
+    let numbers: Vec<u64> = numbers.map(|number| number.parse().unwrap_or(0)).collect();
+    numbers.try_into().unwrap()
+}
+
+fn numbers(file_system: &FileSystem) -> [u64; 5] {
+    let FileSystem {
+        size_bytes,
+        available_bytes,
+        used_bytes,
+        inodes,
+        inodes_free,
+        ..
+    } = file_system;
+    [*size_bytes, *available_bytes, *used_bytes, *inodes, *inodes_free]
+}
+
+/// A base directory's file system, without what lies in it.
+fn probe(base: &Path) -> Measurement {
+    let target = Target {
+        wanted: Wanted::FileSystem,
+        ..whole(base)
+    };
+    measure(vec![target], Config::full_speed()).remove(0)
+}
+
+#[test]
+fn file_systems_tell_what_df_tells() {
+    for (kind, options) in [("ext4", "rw"), ("xfs", "rw"), ("btrfs", "rw"), ("tmpfs", "size=20m")] {
+        let Some(disk) = Mounted::new(kind, SIZE_BYTES, options) else {
+            continue;
+        };
+        fs::create_dir(disk.path.join("volume")).unwrap();
+        fs::write(disk.path.join("volume/file"), vec![1; 3_000_000]).unwrap();
+        run("sync", &["-f", disk.path.to_str().unwrap()]);
+        let targets = vec![inside(&disk.path, "volume"), inside(&disk.path, "missing")];
+        let found = measure(targets, Config::full_speed());
+        let file_system = found[0].file_system.clone().expect("it was opened");
+        assert_eq!(numbers(&file_system), df(&disk.path), "{kind}");
+        assert_eq!((file_system.kind.as_str(), file_system.is_read_only), (kind, false));
+        let device = run("findmnt", &["-no", "MAJ:MIN", "-T", disk.path.to_str().unwrap()]);
+        assert_eq!(file_system.device, device.trim(), "{kind}");
+        assert_eq!((found[1].state, &found[1].file_system), (State::Missing, &None));
+
+        let probed = probe(&disk.path);
+        assert_eq!(
+            (probed.state, probed.used_bytes, probed.method),
+            (State::Complete, None, None)
+        );
+        assert_eq!(probed.file_system, Some(file_system), "{kind}");
+        assert!(
+            probed.directory.is_some() && probed.directory != found[0].directory,
+            "{kind}"
+        );
+    }
+    let missing = probe(Path::new("/there is/no such directory"));
+    assert_eq!((missing.state, missing.file_system), (State::BaseMissing, None));
+}
+
+#[test]
+fn subvolumes_are_one_device() {
+    let Some(disk) = Mounted::new("btrfs", SIZE_BYTES, "rw") else {
+        return;
+    };
+    let subvolume = disk.path.join("subvolume");
+    run("btrfs", &["-q", "subvolume", "create", subvolume.to_str().unwrap()]);
+    let (whole, part) = (probe(&disk.path).file_system, probe(&subvolume).file_system);
+    assert_eq!(whole.map(|one| one.device), part.map(|one| one.device));
+}
+
+#[test]
+fn a_read_only_mount_of_a_writable_file_system_is_writable() {
+    let Some(disk) = Mounted::new("ext4", SIZE_BYTES, "rw") else {
+        return;
+    };
+    let is_read_only = |path: &Path| probe(path).file_system.unwrap().is_read_only;
+    for name in ["volume", "bound"] {
+        fs::create_dir(disk.path.join(name)).unwrap();
+    }
+    let text = |name: &str| disk.path.join(name).to_str().unwrap().to_owned();
+    mount(&["--bind", &text("volume"), &text("bound")]);
+    mount(&["-o", "remount,bind,ro", &text("bound")]);
+    assert!(fs::write(disk.path.join("bound/file"), "x").is_err());
+    assert!(!is_read_only(&disk.path.join("bound")));
+    run("umount", &[&text("bound")]);
+    mount(&["-o", "remount,ro", disk.path.to_str().unwrap()]);
+    assert!(is_read_only(&disk.path));
 }

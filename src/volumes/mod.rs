@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod claims;
 pub mod collect;
+pub mod known_paths;
 pub mod node_plan;
 pub mod path;
 pub mod placement;

@@ -12,9 +12,11 @@ use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::collect::{Collect, Collected};
+
 /// The version of [`NodePlan`] that this program writes and reads. It changes with every change of the type that an older
 /// or newer worker would take wrongly.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The largest plan, compressed: a ConfigMap holds 1 MiB in all, and its metadata needs some of that. About 20,000 volumes.
 pub const COMPRESSED_MAX_BYTES: usize = 1_000_000;
@@ -37,10 +39,21 @@ pub struct NodePlan {
     pub node: String,
     /// What the worker may take, counted from its own start.
     pub budget_seconds: f64,
-    /// The base directories of this node's volumes.
+    /// The base directories that the worker looks at: those of this node's volumes, and others if it is to look for orphans
+    /// there.
     pub bases: Vec<Base>,
+    /// The run's other base paths: one that lies inside a base is no orphan.
+    pub other_base_paths: Vec<String>,
     /// What is to be measured.
     pub volumes: Vec<PlannedVolume>,
+    /// The paths of other volumes that may lie on this node, see [`super::known_paths::KnownPaths`].
+    pub known_paths: Vec<String>,
+    /// The paths of raw block volumes.
+    pub known_devices: Vec<String>,
+    /// What is to be told, and so what has to be measured.
+    pub collect: Collect,
+    /// A directory that is younger than this is no orphan.
+    pub orphan_age_seconds: f64,
 }
 
 /// One run of the controller.
@@ -80,6 +93,8 @@ pub struct PlannedVolume {
     /// Not to be touched, because a worker of an earlier run hangs on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left_alone: bool,
+    /// What the PersistentVolume says that it holds.
+    pub capacity_bytes: u64,
 }
 
 impl PlannedVolume {
@@ -156,6 +171,21 @@ impl Write for Counted {
 }
 
 impl NodePlan {
+    /// The same plan for a worker that does not look for orphans, and so need not know of other volumes, nor open their
+    /// directories: one of them may hang.
+    #[must_use]
+    pub fn without_orphans(self) -> NodePlan {
+        let collect = Collected::ALL
+            .into_iter()
+            .filter(|one| *one != Collected::Orphans && self.collect.contains(*one));
+        NodePlan {
+            collect: Collect::new(collect),
+            known_paths: Vec::new(),
+            known_devices: Vec::new(),
+            ..self
+        }
+    }
+
     /// Writes the plan as compressed JSON.
     ///
     /// # Errors
@@ -243,6 +273,7 @@ mod tests {
                 ),
                 base: 0,
                 left_alone: false,
+                capacity_bytes: 1 << 30,
             }
         };
         NodePlan {
@@ -258,6 +289,11 @@ mod tests {
                 mounted_at: Some("/bases/0".to_owned()),
             }],
             volumes: (0..volumes).map(volume).collect(),
+            other_base_paths: vec!["/data".to_owned()],
+            known_paths: vec!["/data/shared".to_owned()],
+            known_devices: Vec::new(),
+            collect: Collect::everything(),
+            orphan_age_seconds: 600.0,
         }
     }
 
@@ -305,8 +341,8 @@ mod tests {
             (gzip(b"{"), "could not be read"),
             (gzip(b"{}"), "missing field `version`"),
             (
-                gzip(br#"{"version": 2, "other": true}"#),
-                "the plan has version 2, this program reads version 1",
+                gzip(br#"{"version": 3, "other": true}"#),
+                "the plan has version 3, this program reads version 2",
             ),
             (with("volumes", serde_json::json!(3)), "could not be read"),
             (

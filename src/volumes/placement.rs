@@ -23,12 +23,15 @@ use sha2::{Digest, Sha256};
 
 use crate::text::one_line;
 
-use super::affinity::{self, NodeSelectorTerm, Operator};
+use super::affinity::{self, NodeSelectorTerm, Operator, Requirement};
 use super::pods::PodPlaces;
 use super::volume::{Node, SkipReason, Volume};
 
 /// The only field that a node selector may name.
 const FIELD_NAME: &str = "metadata.name";
+
+/// The label by which local-path-provisioner pins a volume unless it is told otherwise.
+const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// Where a volume lies. Nodes are told by their index in the slice that [`NodeIndex::new`] was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +163,40 @@ impl<'a> NodeIndex<'a> {
 
     fn measurable(&self, node: usize) -> bool {
         self.nodes[node].unmeasurable().is_none()
+    }
+
+    /// The node that a volume surely lies on: a Ready one that its affinity names by the node's own name and nothing else,
+    /// with nothing in the volume that says otherwise. A label that is not the node's name may have been another node's when
+    /// the volume was made, and a node that is not Ready may live on under another name.
+    pub fn surely_on(&self, volume: &Volume) -> Option<usize> {
+        let terms = volume.affinity.as_deref()?;
+        let only = self.matching(terms);
+        let [node] = only[..] else { return None };
+        let name = self.nodes[node].name.as_str();
+        let annotated = volume.selected_node.as_deref().filter(|name| !name.is_empty());
+        let names_it = |requirement: &Requirement| {
+            matches!(requirement.operator, Operator::In)
+                && requirement.values.len() == 1
+                && requirement.values[0] == name
+        };
+        let names_only_it =
+            |term: &NodeSelectorTerm| term.match_fields.iter().chain(&term.match_expressions).any(names_it);
+        let is_named =
+            terms.iter().all(names_only_it) || annotated == Some(name) && self.have_its_hostname(terms, node);
+        (is_named && annotated.is_none_or(|annotated| annotated == name) && self.measurable(node)).then_some(node)
+    }
+
+    /// Whether each term asks for the hostname label that, of all nodes, only this one has. Another label may be that of a
+    /// zone, whose other nodes have the same directory.
+    fn have_its_hostname(&self, terms: &[NodeSelectorTerm], node: usize) -> bool {
+        let asks = |expression: &Requirement| match &expression.values[..] {
+            [value] if expression.key == HOSTNAME_LABEL && matches!(expression.operator, Operator::In) => self
+                .by_label
+                .get(&(HOSTNAME_LABEL, value.as_str()))
+                .is_some_and(|nodes| nodes[..] == [node]),
+            _ => false,
+        };
+        terms.iter().all(|term| term.match_expressions.iter().any(asks))
     }
 
     /// Every node that the terms match, in the order of the nodes.

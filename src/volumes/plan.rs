@@ -2,11 +2,14 @@
 //!
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
 
 use crate::text::one_line;
 
 use super::claims::{Claim, Claims};
+use super::collect::{Collect, Collected};
+use super::known_paths::KnownPaths;
 use super::node_plan::{self, BASES_DIRECTORY, Base, NodePlan, Run};
 use super::path::{self, BasePaths, Located};
 use super::placement::{NodeIndex, Placement};
@@ -32,6 +35,8 @@ pub struct Plan {
     pub invalid_alert_percents: Vec<String>,
     /// Claims whose volume is gone, as `namespace/name`.
     pub claims_lost: Vec<String>,
+    /// The paths that no worker may take for a directory without an owner.
+    pub known_paths: KnownPaths,
 }
 
 /// A node that is to be looked at.
@@ -115,12 +120,19 @@ pub fn plan(
     };
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
     let mut bases_in_use = BTreeSet::new();
+    for one in &plan.skipped {
+        let path = one.facts.as_ref().and_then(|facts| facts.path.as_deref());
+        plan.known_paths.add_skipped(&one.persistent_volume, one.reason, path);
+    }
     for volume in volumes {
         let claim = claims.of(&volume);
         let (path, base) = locate(&volume, base_paths);
         bases_in_use.extend(base.as_ref().ok());
         let placement = place(&volume, claim, &mut index, pods);
-        match decide(&volume, claim, base, &placement, nodes, selection) {
+        let decided = decide(&volume, claim, base, &placement, nodes, selection);
+        let surely_on = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
+        plan.known_paths.add(&volume, surely_on, decided.is_ok());
+        match decided {
             Ok((node, base)) => {
                 let placed = placed(volume, claim, (path.unwrap_or_default(), base), &placement, selection);
                 if let Some(Err(why)) = claim.map(Claim::alert_percent) {
@@ -293,6 +305,17 @@ fn plan_node(
     });
 }
 
+/// What the workers of a run are to collect.
+#[derive(Clone, Copy)]
+pub struct Collecting<'a> {
+    /// The families.
+    pub collect: &'a Collect,
+    /// How old a directory without an owner has to be.
+    pub orphan_age: Duration,
+    /// What has an owner: [`Plan::known_paths`].
+    pub known_paths: &'a KnownPaths,
+}
+
 impl PlannedNode {
     /// Writes the plan of this node's worker. `unavailable` are the base paths that could not be mounted on it.
     pub fn node_plan(
@@ -301,12 +324,19 @@ impl PlannedNode {
         budget_seconds: f64,
         base_paths: &BasePaths,
         unavailable: &[String],
+        collecting: Collecting<'_>,
     ) -> NodePlan {
+        let Collecting {
+            collect,
+            orphan_age,
+            known_paths,
+        } = collecting;
         let bases = self.bases.iter().enumerate().map(|(at, base)| {
             let path = base_paths.as_slice()[*base].clone();
             let mounted_at = (!unavailable.contains(&path)).then(|| mount_path(at));
             Base { path, mounted_at }
         });
+        let bases: Vec<Base> = bases.collect();
         let base_of = |volume: &PlacedVolume| {
             let at = self.bases.binary_search(&volume.base);
             at.expect("the bases of a node's volumes are among its bases")
@@ -319,14 +349,33 @@ impl PlannedNode {
             path: volume.path.clone(),
             base: base_of(volume),
             left_alone: false,
+            capacity_bytes: volume.capacity_bytes,
         });
-        NodePlan {
+        let other_base_paths = base_paths
+            .as_slice()
+            .iter()
+            .filter(|path| bases.iter().all(|base| base.path != **path));
+        let own: HashSet<&str> = self.volumes.iter().map(|volume| volume.path.as_str()).collect();
+        let others = known_paths.directories(&self.name).filter(|path| !own.contains(path));
+        let others: BTreeSet<&str> = others.collect();
+        let node_plan = NodePlan {
             version: node_plan::VERSION,
             run: run.clone(),
             node: self.name.clone(),
             budget_seconds,
-            bases: bases.collect(),
+            other_base_paths: other_base_paths.cloned().collect(),
+            known_paths: others.into_iter().map(str::to_owned).collect(),
+            known_devices: known_paths.devices().to_vec(),
+            collect: collect.clone(),
+            orphan_age_seconds: orphan_age.as_secs_f64(),
+            bases,
             volumes: volumes.collect(),
+        };
+        // A volume that lies nobody knows where may be any directory.
+        if collect.contains(Collected::Orphans) && known_paths.unread().is_none() {
+            node_plan
+        } else {
+            node_plan.without_orphans()
         }
     }
 }
@@ -502,7 +551,14 @@ mod tests {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
         };
-        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &["/opt/local-path-provisioner".to_owned()]);
+        let collect = Collect::everything();
+        let collecting = Collecting {
+            collect: &collect,
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let unavailable = ["/opt/local-path-provisioner".to_owned()];
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &unavailable, collecting);
         let told: Vec<_> = node_plan
             .bases
             .iter()
@@ -961,7 +1017,12 @@ mod tests {
                 for node in &plan.nodes {
                     prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
                     let run = Run { id: String::new(), started_unix_seconds: 1.0 };
-                    let written = node.node_plan(&run, 1.0, &bases(), &[]).encode().expect("it is small");
+                    let collecting = Collecting {
+                        collect: &Collect::everything(),
+                        orphan_age: Duration::ZERO,
+                        known_paths: &plan.known_paths,
+                    };
+                    let written = node.node_plan(&run, 1.0, &bases(), &[], collecting).encode().expect("it is small");
                     prop_assert_eq!(NodePlan::decode(&written).expect("we wrote it").volumes.len(), node.volumes.len());
                 }
                 // No group of a node that holds a volume is taken for stale.
@@ -991,5 +1052,72 @@ mod tests {
                 prop_assert_eq!(counted as usize + plan.skipped.len(), plan.volumes_listed());
             }
         }
+    }
+
+    #[test]
+    fn a_node_plan_knows_every_path_that_may_lie_there() {
+        let mut shared = at(volume("shared"), "/data1/shared");
+        shared.selected_node = Some("a".to_owned());
+        let plan = check(
+            vec![
+                on(at(volume("own"), "/data1/own"), "a"),
+                // b is not Ready: it may be the same machine under its old name.
+                on(at(volume("b"), "/data1/b"), "b"),
+                on(at(volume("outside"), "/srv/outside"), "a"),
+                on(at(volume("base"), "/data1"), "a"),
+                shared,
+                at(volume("unplaced"), "/data1/unplaced"),
+                on(at(volume("gone"), "/data1/gone"), "gone"),
+            ],
+            "a: own, shared; b: b | outside outside_base_paths; base is_base_path; unplaced no_node_named; gone node_gone",
+        );
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let told = |collect: &Collect| {
+            let collecting = Collecting {
+                collect,
+                orphan_age: Duration::from_secs(600),
+                known_paths: &plan.known_paths,
+            };
+            plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting)
+        };
+        let node_plan = told(&Collect::everything());
+        // What the plan has as its own volume is known anyway.
+        let expected = ["/data1", "/data1/b", "/data1/gone", "/data1/unplaced", "/srv/outside"];
+        assert_eq!(node_plan.known_paths, expected);
+        assert_eq!(node_plan.other_base_paths, ["/opt/local-path-provisioner"]);
+        assert_eq!(node_plan.volumes[0].capacity_bytes, volume("own").capacity_bytes);
+        // Who does not look for orphans need not know of others.
+        assert_eq!(told(&Collect::new([Collected::Volumes])).known_paths, [""; 0]);
+    }
+
+    #[test]
+    fn nothing_is_an_orphan_while_a_volume_cannot_be_read() {
+        let skipped = Skipped {
+            persistent_volume: "odd".to_owned(),
+            reason: SkipReason::Undecodable,
+            detail: String::new(),
+            facts: None,
+        };
+        let own = on(volume("own"), "a");
+        let surroundings = Surroundings {
+            claims: &Claims::default(),
+            nodes: &[node("a")],
+            pods: None,
+        };
+        let plan = plan([own], vec![skipped], surroundings, &bases(), &Selection::everything());
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let collecting = Collecting {
+            collect: &Collect::everything(),
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting);
+        assert!(!node_plan.collect.contains(Collected::Orphans) && node_plan.collect.contains(Collected::Volumes));
     }
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use lp_measure::{Config, Measurement, Method, State, Target, measure};
+use lp_measure::{Config, Measurement, Method, State, Target, Wanted, measure};
 
 /// A target that is a base itself.
 pub fn whole(path: &Path) -> Target {
     Target {
         base: path.to_owned(),
         relative: PathBuf::new(),
+        wanted: Wanted::Contents,
     }
 }
 
@@ -19,6 +20,7 @@ pub fn inside(base: &Path, relative: impl Into<PathBuf>) -> Target {
     Target {
         base: base.to_owned(),
         relative: relative.into(),
+        wanted: Wanted::Contents,
     }
 }
 

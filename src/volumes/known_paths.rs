@@ -1,0 +1,266 @@
+//! The paths of volumes that no worker may take for a directory without an owner.
+//!
+//! People delete what is called an orphan, so a volume's path is left out on a node only if the volume surely lies on
+//! another node that lives: everything else may be there, whatever the plan says. What is skipped, filtered, shared or
+//! without a node is known everywhere.
+
+use std::collections::BTreeMap;
+
+use super::path;
+use super::volume::{SkipReason, Volume};
+
+/// Which paths are known, and on which nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownPaths {
+    anywhere: Vec<String>,
+    devices: Vec<String>,
+    /// By the node's name, and without those that the node's plan has.
+    on_node: BTreeMap<String, Vec<String>>,
+    unread: Option<String>,
+}
+
+impl KnownPaths {
+    /// Adds a volume. `surely_on` is the node of which [`super::placement::NodeIndex::surely_on`] says so; `is_planned`
+    /// is whether that node's plan has the volume, which says its path there.
+    pub fn add(&mut self, volume: &Volume, surely_on: Option<&str>, is_planned: bool) {
+        let Some(path) = known_path(&volume.path) else { return };
+        match surely_on {
+            None => self.anywhere.push(path),
+            Some(_) if is_planned => {}
+            Some(node) => self.on_node.entry(node.to_owned()).or_default().push(path),
+        }
+    }
+
+    /// Adds a volume that could not be read, by its name, with its path as far as that could.
+    pub fn add_skipped(&mut self, name: &str, reason: SkipReason, path: Option<&str>) {
+        match (reason, path.map(known_path)) {
+            (SkipReason::NotNodeLocal, _) | (_, Some(None)) => {}
+            (SkipReason::BlockMode, Some(Some(path))) => self.devices.push(path),
+            (_, Some(Some(path))) => self.anywhere.push(path),
+            (_, None) => {
+                self.unread.get_or_insert_with(|| name.to_owned());
+            }
+        }
+    }
+
+    /// A volume that lies nobody knows where: any directory may be its own, so that none can be called an orphan.
+    pub fn unread(&self) -> Option<&str> {
+        self.unread.as_deref()
+    }
+
+    /// The directories of volumes that may lie on this node and that its plan does not have.
+    pub fn directories<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a str> {
+        let own = self.on_node.get(node).into_iter().flatten();
+        self.anywhere.iter().chain(own).map(String::as_str)
+    }
+
+    /// The paths of raw block volumes: they are no directories, but what they lie in is no orphan.
+    pub fn devices(&self) -> &[String] {
+        &self.devices
+    }
+}
+
+/// A path as a directory on a node may have it; `None` if Linux can have no such path. What has no normal form for a plan
+/// (the root, `..`) is a directory all the same.
+fn known_path(path: &str) -> Option<String> {
+    if let Ok(path) = path::normalize(path) {
+        return Some(path);
+    }
+    if path.is_empty() || path.contains('\0') {
+        return None;
+    }
+    let mut components: Vec<&str> = Vec::new();
+    for component in path.split('/') {
+        match component {
+            "" | "." => {}
+            ".." => drop(components.pop()),
+            name => components.push(name),
+        }
+    }
+    let path = format!("/{}", components.join("/"));
+    // Too long for Linux, it names nothing.
+    (path == "/" || path::normalize(&path).is_ok()).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
+    use crate::volumes::placement::NodeIndex;
+    use crate::volumes::testing::{node, volume};
+    use crate::volumes::volume::Node;
+
+    fn requirement(key: &str, operator: Operator, values: &[&str]) -> Requirement {
+        Requirement {
+            key: key.to_owned(),
+            operator,
+            values: values.iter().map(|value| (*value).to_owned()).collect(),
+        }
+    }
+
+    fn term(key: &str, values: &[&str]) -> NodeSelectorTerm {
+        NodeSelectorTerm {
+            match_expressions: vec![requirement(key, Operator::In, values)],
+            match_fields: Vec::new(),
+        }
+    }
+
+    fn field(name: &str) -> NodeSelectorTerm {
+        NodeSelectorTerm {
+            match_expressions: Vec::new(),
+            match_fields: vec![requirement("metadata.name", Operator::In, &[name])],
+        }
+    }
+
+    /// `a` is as most nodes are; the label of `b` is not its name; `old` is a node that was given the new name `a-new`;
+    /// two nodes are in the zone `a`.
+    fn nodes() -> Vec<Node> {
+        let labels =
+            |hostname: &'static str, zone: &'static str| [("kubernetes.io/hostname", hostname), ("zone", zone)];
+        vec![
+            node("a").labels(&labels("a", "a")),
+            node("b").labels(&labels("b-host", "a")),
+            node("old").labels(&labels("old", "c")).not_ready(),
+            node("a-new").labels(&labels("a-new", "c")),
+        ]
+    }
+
+    const HOSTNAME: &str = "kubernetes.io/hostname";
+
+    fn check(affinity: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: Option<&str>, why: &str) {
+        let nodes = nodes();
+        let mut volume = volume("pv");
+        volume.affinity = affinity;
+        volume.selected_node = selected_node.map(str::to_owned);
+        let index = NodeIndex::new(&nodes);
+        let found = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
+        assert_eq!(found, expected, "{why}");
+    }
+
+    #[test]
+    fn where_a_volume_surely_lies() {
+        let on = |name: &str| Some(vec![term(HOSTNAME, &[name])]);
+        check(on("a"), Some("a"), Some("a"), "both say so");
+        check(on("a"), None, Some("a"), "the affinity says so by the node's name");
+        check(on("a"), Some(""), Some("a"), "the annotation says nothing");
+        check(
+            Some(vec![field("b")]),
+            None,
+            Some("b"),
+            "by its name, written by 0.0.29",
+        );
+        check(
+            on("b-host"),
+            Some("b"),
+            Some("b"),
+            "a label that only b has, and made there",
+        );
+        check(on("b-host"), None, None, "who had that label when it was made?");
+        check(
+            on("a"),
+            Some("b"),
+            None,
+            "the node that it was made on has another label now",
+        );
+        check(
+            on("old"),
+            Some("old"),
+            None,
+            "that node is not Ready: it may live on under another name",
+        );
+        check(on("gone"), Some("gone"), None, "a node that is gone");
+        check(on("gone"), Some("a"), None, "the label is gone, the node is there");
+        check(
+            Some(vec![term("zone", &["a"])]),
+            Some("a"),
+            None,
+            "two nodes are in that zone",
+        );
+        check(
+            Some(vec![term("zone", &["c"])]),
+            Some("a-new"),
+            None,
+            "two nodes are in that zone, one of them down",
+        );
+        check(
+            Some(vec![term(HOSTNAME, &["a", "gone"])]),
+            None,
+            None,
+            "one of two, and the other is gone",
+        );
+        check(
+            Some(vec![term(HOSTNAME, &["a"]), term(HOSTNAME, &["gone"])]),
+            None,
+            None,
+            "the same, as two terms",
+        );
+        check(
+            Some(vec![field("a"), term(HOSTNAME, &["a"])]),
+            None,
+            Some("a"),
+            "two ways to say a",
+        );
+        check(Some(Vec::new()), Some("a"), None, "no term matches anything");
+        check(
+            Some(vec![NodeSelectorTerm::default()]),
+            None,
+            None,
+            "an empty term matches nothing",
+        );
+        let mut negative = term(HOSTNAME, &["b-host", "old", "a-new"]);
+        negative.match_expressions[0].operator = Operator::NotIn;
+        check(
+            Some(vec![negative]),
+            None,
+            None,
+            "what is left over today may have been another",
+        );
+        check(None, Some("a"), None, "shared");
+        check(None, None, None, "nothing says where");
+    }
+
+    #[test]
+    fn what_is_known_where() {
+        let named = |name: &str, path: &str| {
+            let mut volume = volume(name);
+            volume.path = path.to_owned();
+            volume
+        };
+        let mut known = KnownPaths::default();
+        known.add(&named("planned", "/data/planned"), Some("a"), true);
+        known.add(&named("filtered", "/data/filtered"), Some("a"), false);
+        known.add(&named("elsewhere", "/data/elsewhere/"), Some("b"), false);
+        known.add(&named("shared", "/data//shared"), None, true);
+        known.add(&named("unplaced", "/data/unplaced"), None, false);
+        known.add(&named("outside", "/srv/data"), None, false);
+        known.add(&named("parent", "/data"), None, false);
+        known.add(&named("everything", "/"), None, false);
+        known.add(&named("tricky", "/data/x/../y"), None, false);
+        known.add(&named("relative", "data/z"), None, false);
+        known.add(&named("impossible", "/nul\0"), None, false);
+        known.add(&named("endless", &"/x".repeat(10_000)), None, false);
+        known.add_skipped("unread", SkipReason::Undecodable, Some("/data/unread"));
+        known.add_skipped("vague", SkipReason::InvalidCapacity, Some("/data/vague"));
+        known.add_skipped("raw", SkipReason::BlockMode, Some("/dev/sdb"));
+        known.add_skipped("nfs", SkipReason::NotNodeLocal, None);
+        assert_eq!(known.unread(), None);
+        let anywhere = [
+            "/data/shared",
+            "/data/unplaced",
+            "/srv/data",
+            "/data",
+            "/",
+            "/data/y",
+            "/data/z",
+            "/data/unread",
+            "/data/vague",
+        ];
+        for (node, own) in [("a", &["/data/filtered"][..]), ("b", &["/data/elsewhere"]), ("c", &[])] {
+            let expected: Vec<&str> = anywhere.iter().chain(own).copied().collect();
+            assert_eq!(known.directories(node).collect::<Vec<_>>(), expected, "{node}");
+        }
+        assert_eq!(known.devices(), ["/dev/sdb"]);
+        known.add_skipped("opaque", SkipReason::Undecodable, None);
+        assert_eq!(known.unread(), Some("opaque"));
+    }
+}
