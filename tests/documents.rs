@@ -21,7 +21,6 @@ use lp_exporter::orphans::Orphan;
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::tracker::Outcome;
 use lp_exporter::volumes::collect::{Collect, Collected};
-use lp_exporter::volumes::known_paths::KnownPaths;
 use lp_exporter::volumes::node_plan::Run;
 use lp_exporter::volumes::path::BasePaths;
 use lp_exporter::volumes::plan::{Collecting, PlacedVolume, Plan, PlannedNode};
