@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, FuturesUnordered, StreamExt};
@@ -23,29 +22,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use crate::cli::{ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments};
+use crate::cli::ControllerArguments;
 use crate::deadlines::{Deadlines, JobClock, deadlines};
 use crate::exit::Exit;
 use crate::exposition::Body;
 use crate::kubernetes::client::{ApiCause, ApiError, Cluster};
 use crate::kubernetes::convert::{self, OwnJob, OwnPod};
-use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
+use crate::kubernetes::job;
 use crate::kubernetes::lease::{self, Claimed, Holder};
 use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
+use crate::planning::{Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, plan_listed, worker_environment};
 use crate::pushgateway::group;
 use crate::pushgateway::{GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
 use crate::volumes::node_plan::Run;
-use crate::volumes::path::BasePaths;
-use crate::volumes::plan::{Claims, Plan, plan};
-use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped};
+use crate::volumes::plan::Plan;
+use crate::volumes::volume::{Node, NodeReason};
 use crate::worker::{pushgateway, unix_seconds};
 
-/// The name of the instance where no CronJob gives one.
-const INSTANCE: &str = "lp-exporter";
 /// How long the first push may be tried: a Pushgateway that is installed together with us has to be pulled and started.
 const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long the other requests to the Pushgateway may be tried.
@@ -64,14 +61,10 @@ const REQUESTS_AT_ONCE: usize = 10;
 struct Config {
     pushgateway: Pushgateway,
     grouping_labels: GroupingLabels,
-    base_paths: BasePaths,
-    interval: Duration,
+    planning: Settings,
     parallel_jobs: usize,
-    template: Template,
-    worker_image: Option<String>,
     worker_environment: Vec<(&'static str, String)>,
     strict: bool,
-    namespace: Option<String>,
     pod_name: Option<String>,
 }
 
@@ -134,84 +127,25 @@ pub fn main(arguments: ControllerArguments) -> Exit {
 fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
     let ControllerArguments {
         push,
-        base_paths,
-        interval,
+        planning,
         parallel_jobs,
-        job_template,
-        worker_image,
         strict,
-        namespace,
         pod_name,
         log,
     } = arguments;
-    let template = match job_template {
-        None => Template::parse(DEFAULT_TEMPLATE).context("the compiled-in Job template")?,
-        Some(path) => {
-            let place = || format!("the Job template {}", path.display());
-            let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {}", place()))?;
-            Template::parse(&text).with_context(place)?
-        }
-    };
-    let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
-    // Refuses what cannot be before anything is asked of anybody.
-    deadlines(interval, None)?;
+    let planning = Settings::new(planning)?;
     let push_of_worker = push.clone();
     let (pushgateway, grouping_labels) = pushgateway(push)?;
-    let worker_environment = worker_environment(&push_of_worker, &pushgateway, &grouping_labels, log);
+    let worker_environment = worker_environment(Some((&push_of_worker, &pushgateway, &grouping_labels)), log);
     Ok(Config {
         pushgateway,
         grouping_labels,
-        base_paths,
-        interval,
+        planning,
         parallel_jobs: parallel_jobs.get(),
-        template,
-        worker_image,
         worker_environment,
         strict,
-        namespace,
         pod_name,
     })
-}
-
-/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
-fn worker_environment(
-    push: &PushArguments,
-    pushgateway: &Pushgateway,
-    grouping_labels: &GroupingLabels,
-    log: LogArguments,
-) -> Vec<(&'static str, String)> {
-    if push.pushgateway_ca_file.is_some() {
-        warn!(
-            "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
-             LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
-        );
-    }
-    if push.pushgateway_url.contains('@') {
-        warn!(
-            "user and password of the Pushgateway's URL are not given to the workers: set LP_EXPORTER_PUSHGATEWAY_URL from a \
-             Secret in the Job template"
-        );
-    }
-    let level = match log.log_level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-    };
-    let format = match log.log_format {
-        LogFormat::Text => "text",
-        LogFormat::Json => "json",
-    };
-    let mut environment = vec![
-        ("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()),
-        ("LP_EXPORTER_LOG_LEVEL", level.to_owned()),
-        ("LP_EXPORTER_LOG_FORMAT", format.to_owned()),
-    ];
-    let labels = grouping_labels.to_string();
-    if !labels.is_empty() {
-        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
-    }
-    environment
 }
 
 /// What this process is part of.
@@ -299,7 +233,7 @@ async fn run(config: Config) -> Result<Exit, RunError> {
     let started_unix_seconds = unix_seconds();
     let mut terminated = signal(SignalKind::terminate())
         .map_err(|error| RunError::BadConfiguration(format!("could not wait for SIGTERM: {error}")))?;
-    let cluster = Cluster::connect(config.namespace.clone()).await?;
+    let cluster = Cluster::connect(config.planning.namespace.clone()).await?;
     let before_lease = async {
         let identity = identify(&cluster, config.pod_name.as_deref()).await?;
         let claimed = lease::claim(&cluster, &identity.instance, &identity.holder).await?;
@@ -403,9 +337,9 @@ struct Found {
 
 impl Session<'_> {
     async fn run(self) -> Result<Exit, RunError> {
-        let Config {
+        let Settings {
             interval, worker_image, ..
-        } = self.config;
+        } = &self.config.planning;
         let deadlines =
             deadlines(*interval, self.identity.job).map_err(|error| RunError::BadConfiguration(error.to_string()))?;
         let Some(image) = worker_image.clone().or_else(|| self.identity.image.clone()) else {
@@ -485,26 +419,17 @@ impl Session<'_> {
         } = first;
         // It is told when the run comes to follow what happens.
         let events = stream::iter(failed.map(Err)).chain(events).boxed();
-        let mut skipped: Vec<Skipped> = Vec::new();
-        let mut readable = Vec::with_capacity(volumes.len());
-        for volume in volumes {
-            match volume {
-                Ok(volume) => readable.push(volume),
-                Err(one) => skipped.push(one),
-            }
+        let mut listed = Listed {
+            nodes,
+            ..Listed::default()
+        };
+        volumes.into_iter().for_each(|volume| listed.add_volume(volume));
+        claims.into_iter().for_each(|claim| listed.add_claim(claim));
+        for Unreadable { kind, name, why } in &listed.unreadable {
+            warn!(kind, name, "passed over a {kind} that cannot be read: {why}");
         }
-        let is_complete = is_complete && skipped.iter().all(|one| one.reason != SkipReason::Undecodable);
-        let claims = Claims::new(claims.into_iter().filter_map(|claim| match claim {
-            Ok(claim) => Some(claim),
-            Err((name, why)) => {
-                warn!(
-                    claim = name,
-                    "passed over a PersistentVolumeClaim that cannot be read: {why}"
-                );
-                None
-            }
-        }));
-        let plan = plan(readable, skipped, &claims, &nodes, &self.config.base_paths);
+        let is_complete = is_complete && listed.is_complete();
+        let plan = plan_listed(listed, &self.config.planning);
         Ok(Found {
             plan,
             is_complete,
@@ -631,7 +556,7 @@ impl Session<'_> {
             let bases: BTreeSet<usize> = volumes.iter().map(|volume| volume.base).collect();
             bases
                 .into_iter()
-                .map(|base| self.config.base_paths.as_slice()[base].clone())
+                .map(|base| self.config.planning.base_paths.as_slice()[base].clone())
                 .collect()
         };
         plan.nodes
@@ -679,19 +604,12 @@ impl Session<'_> {
             let detail = "too little of the run's time was left when its turn came".to_owned();
             return Err((node, NodeReason::TimedOut, detail));
         }
-        let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let node_plan = planned.node_plan(&self.run, budget_seconds, &self.config.base_paths, &unavailable_bases);
-        let compressed = match node_plan.encode() {
-            Ok(compressed) => compressed,
-            Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
-        };
-        let spec = WorkerSpec {
+        let workers = Workers {
+            run: &self.run,
+            base_paths: &self.config.planning.base_paths,
+            template: &self.config.planning.template,
             namespace: self.cluster.namespace(),
             instance: &self.identity.instance,
-            run_id: &self.run.id,
-            node: &node,
-            attempt,
-            disk_pressure,
             cron_job: self
                 .identity
                 .cron_job
@@ -699,10 +617,18 @@ impl Session<'_> {
                 .map(|(name, uid)| (name.as_str(), uid.as_str())),
             image,
             environment: &self.config.worker_environment,
-            bases: &node_plan.bases,
-            active_deadline_seconds: deadlines.worker_job.as_secs(),
+            active_deadline: deadlines.worker_job,
         };
-        let job = self.config.template.job(&spec);
+        let attempt = Attempt {
+            number: attempt,
+            budget: deadlines.worker_budget.min(remaining),
+            disk_pressure,
+            unavailable_bases: &unavailable_bases,
+        };
+        let (job, compressed) = match workers.make(planned, &attempt) {
+            Ok(made) => made,
+            Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
+        };
         let name = job.metadata.name.clone().unwrap_or_default();
         Ok(NewWorker {
             node,

@@ -32,6 +32,9 @@ const MESSAGE_MAX_CHARS: usize = 5000;
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
 
+/// Stands for the name of an object that has none, or none that can be read.
+pub(crate) const NO_NAME: &str = "(no readable name)";
+
 /// Reads a PersistentVolume.
 ///
 /// # Errors
@@ -43,6 +46,13 @@ pub fn volume(raw: &RawValue) -> Result<Volume, Skipped> {
         detail,
     })?;
     let name = object.metadata.name.clone().unwrap_or_default();
+    if name.is_empty() {
+        return Err(Skipped {
+            persistent_volume: NO_NAME.to_owned(),
+            reason: SkipReason::Undecodable,
+            detail: "metadata.name is missing".to_owned(),
+        });
+    }
     volume_of(object).map_err(|(reason, detail)| Skipped {
         persistent_volume: name,
         reason,
@@ -148,6 +158,14 @@ pub fn claim(raw: &RawValue) -> Result<Claim, (String, String)> {
         },
         requested_bytes: requested.and_then(|storage| quantity::parse_bytes(&storage.0).ok()),
     })
+}
+
+/// Reads a Node that is not decoded yet.
+///
+/// # Errors
+/// Its name, as far as it can be told, and what is wrong with it.
+pub fn undecoded_node(raw: &RawValue) -> Result<Node, (String, String)> {
+    decode(raw).map(node)
 }
 
 /// Reads a Node.
@@ -439,10 +457,7 @@ fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let name = serde_json::from_str::<Named>(raw.get()).map(|named| named.metadata.name);
-        (
-            name.unwrap_or_else(|_| "(no readable name)".to_owned()),
-            shorten(&error.to_string()),
-        )
+        (name.unwrap_or_else(|_| NO_NAME.to_owned()), shorten(&error.to_string()))
     })
 }
 

@@ -74,16 +74,19 @@ pub struct Claims {
 impl Claims {
     /// Arranges the claims.
     pub fn new(claims: impl IntoIterator<Item = Claim>) -> Claims {
-        let by_name = claims
-            .into_iter()
-            .map(
-                |Claim {
-                     reference,
-                     requested_bytes,
-                 }| { ((reference.namespace, reference.name), (reference.uid, requested_bytes)) },
-            )
-            .collect();
-        Claims { by_name }
+        let mut arranged = Claims::default();
+        claims.into_iter().for_each(|claim| arranged.add(claim));
+        arranged
+    }
+
+    /// Takes one more claim.
+    pub fn add(&mut self, claim: Claim) {
+        let Claim {
+            reference,
+            requested_bytes,
+        } = claim;
+        self.by_name
+            .insert((reference.namespace, reference.name), (reference.uid, requested_bytes));
     }
 
     /// What the volume's claim requests now. A claim that was deleted and made again under the same name is another claim.

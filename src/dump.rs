@@ -1,0 +1,258 @@
+//! Reads what `kubectl get pv,pvc,nodes,storageclasses -A -o json` wrote, in place of the lists of a live cluster.
+//!
+//! A dump of a large cluster takes hundreds of megabytes, so it is never held as a whole: each object is read as it comes,
+//! and only what a plan needs is kept. Each object is read by itself. One that cannot be read is told by its reason and
+//! costs no other; what is wrong with the List around them ends the reading, with line and column.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, BufReader, Read};
+
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::kubernetes::convert;
+use crate::planning::Listed;
+use crate::text::one_line;
+
+/// How much is read at once: the reader below takes single bytes from it.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// The longest kind that is told, with its version.
+const KIND_MAX_CHARS: usize = 100;
+/// Kinds that are told by their name: a dump of a whole cluster may have hundreds.
+const KINDS_TOLD: usize = 20;
+/// What Windows puts before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What a dump holds.
+#[derive(Default)]
+pub struct Dump {
+    /// Volumes, claims and nodes.
+    pub listed: Listed,
+    /// How many objects there are in all.
+    pub objects: usize,
+    /// How many claims could be read.
+    pub claims: usize,
+    /// How many objects are of a kind that belongs into a dump and is not needed for a plan.
+    pub not_needed: usize,
+    /// How many objects are of any other kind, by kind.
+    pub other_kinds: BTreeMap<String, usize>,
+}
+
+/// Why a dump could not be read.
+#[derive(Debug, Error)]
+pub enum DumpError {
+    /// The file could not be read.
+    #[error("{0}")]
+    Read(io::Error),
+    /// It is empty.
+    #[error("it is empty; {HOW_TO_MAKE_ONE}")]
+    Empty,
+    /// It is JSON, but not the JSON of a List.
+    #[error("{0}; {HOW_TO_MAKE_ONE}")]
+    NoList(serde_json::Error),
+    /// It ends too early.
+    #[error("it is cut off: {0}")]
+    Truncated(serde_json::Error),
+    /// It is not JSON.
+    #[error("it is not JSON: {0}; {HOW_TO_MAKE_ONE}")]
+    Syntax(serde_json::Error),
+}
+
+/// What every message ends with where the wrong thing was given.
+const HOW_TO_MAKE_ONE: &str = "make it with: kubectl get pv,pvc,nodes,storageclasses -A -o json";
+
+impl Dump {
+    /// Reads a dump to its end.
+    ///
+    /// # Errors
+    /// [`DumpError`]; nothing of a dump that is not whole is kept.
+    pub fn read(reader: impl Read) -> Result<Dump, DumpError> {
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
+        let mut start = Vec::with_capacity(BYTE_ORDER_MARK.len());
+        reader
+            .by_ref()
+            .take(BYTE_ORDER_MARK.len() as u64)
+            .read_to_end(&mut start)
+            .map_err(DumpError::Read)?;
+        if start.is_empty() {
+            return Err(DumpError::Empty);
+        }
+        if start == BYTE_ORDER_MARK {
+            start.clear();
+        }
+        let mut dump = Dump::default();
+        let mut deserializer = serde_json::Deserializer::from_reader(start.as_slice().chain(reader));
+        ListSeed(&mut dump)
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end())
+            .map_err(DumpError::from_json)?;
+        Ok(dump)
+    }
+
+    fn add(&mut self, raw: &RawValue) {
+        self.objects += 1;
+        let TypeMeta { api_version, kind } = TypeMeta::of(raw);
+        // An object of ours is known without its version too: better read than lost.
+        let version = api_version.as_deref().unwrap_or("v1");
+        match (version, kind.as_deref().unwrap_or_default()) {
+            ("v1", "PersistentVolume") => self.listed.add_volume(convert::volume(raw)),
+            ("v1", "PersistentVolumeClaim") => {
+                let claim = convert::claim(raw);
+                self.claims += usize::from(claim.is_ok());
+                self.listed.add_claim(claim);
+            }
+            ("v1", "Node") => self.listed.add_node(convert::undecoded_node(raw)),
+            ("v1", "Pod") | ("storage.k8s.io/v1", "StorageClass") => self.not_needed += 1,
+            (version, kind) => {
+                let kind = match (version, kind) {
+                    (_, "") => "(no kind)".to_owned(),
+                    ("v1", kind) => one_line(kind, KIND_MAX_CHARS),
+                    (version, kind) => one_line(&format!("{version} {kind}"), KIND_MAX_CHARS),
+                };
+                let is_known = self.other_kinds.contains_key(&kind);
+                let kind = if is_known || self.other_kinds.len() < KINDS_TOLD {
+                    kind
+                } else {
+                    "(more)".to_owned()
+                };
+                *self.other_kinds.entry(kind).or_default() += 1;
+            }
+        }
+    }
+}
+
+impl DumpError {
+    fn from_json(error: serde_json::Error) -> DumpError {
+        match error.classify() {
+            serde_json::error::Category::Io => DumpError::Read(error.into()),
+            serde_json::error::Category::Eof => DumpError::Truncated(error),
+            serde_json::error::Category::Data => DumpError::NoList(error),
+            serde_json::error::Category::Syntax => DumpError::Syntax(error),
+        }
+    }
+}
+
+/// Reads the List into the dump.
+struct ListSeed<'d>(&'d mut Dump);
+
+impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ListSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a List of objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        let (mut kind, mut has_items) = (None, false);
+        while let Some(field) = fields.next_key::<String>()? {
+            match field.as_str() {
+                "items" if has_items => return Err(de::Error::duplicate_field("items")),
+                "items" => {
+                    has_items = true;
+                    fields.next_value_seed(ItemsSeed(self.0))?;
+                }
+                "kind" => kind = Some(fields.next_value::<String>()?),
+                _ => {
+                    fields.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        match (kind.as_deref(), has_items) {
+            (Some("List"), true) => Ok(()),
+            (Some(kind), _) if kind != "List" => {
+                let kind = one_line(kind, KIND_MAX_CHARS);
+                Err(de::Error::custom(format_args!(
+                    "it is of the kind {kind:?}, not a List"
+                )))
+            }
+            (None, _) => Err(de::Error::missing_field("kind")),
+            (_, false) => Err(de::Error::missing_field("items")),
+            (Some(_), true) => unreachable!("the two arms above divide the kinds"),
+        }
+    }
+}
+
+/// Reads the objects of a List into the dump, one after the other.
+struct ItemsSeed<'d>(&'d mut Dump);
+
+impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ItemsSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the objects of a List")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while let Some(raw) = items.next_element::<Box<RawValue>>()? {
+            self.0.add(&raw);
+        }
+        Ok(())
+    }
+}
+
+/// What says of which type an object is.
+#[derive(Default)]
+struct TypeMeta<'a> {
+    api_version: Option<Cow<'a, str>>,
+    kind: Option<Cow<'a, str>>,
+}
+
+impl<'a> TypeMeta<'a> {
+    /// Looks at an object no further than it has to: kubectl writes the fields in the order of their names, and these two
+    /// are the first.
+    fn of(raw: &'a RawValue) -> TypeMeta<'a> {
+        let mut found = TypeMeta::default();
+        // An error is how the visitor stops; one of another cause leaves what was found before it.
+        let _ = serde_json::Deserializer::from_str(raw.get()).deserialize_map(TypeMetaVisitor(&mut found));
+        found
+    }
+}
+
+struct TypeMetaVisitor<'t, 'a>(&'t mut TypeMeta<'a>);
+
+impl<'a> Visitor<'a> for TypeMetaVisitor<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(field) = fields.next_key::<Text<'a>>()? {
+            match field.0.as_ref() {
+                "apiVersion" => self.0.api_version = Some(fields.next_value::<Text<'a>>()?.0),
+                "kind" => self.0.kind = Some(fields.next_value::<Text<'a>>()?.0),
+                _ => {
+                    fields.next_value::<IgnoredAny>()?;
+                }
+            }
+            if self.0.api_version.is_some() && self.0.kind.is_some() {
+                return Err(de::Error::custom("that is enough"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text that is borrowed unless it has escapes in it.
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -1,0 +1,250 @@
+//! From what was listed to the plan of a run, and from the plan to the Jobs of its workers: the one way, which the controller
+//! goes and `lp-exporter plan` shows.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::batch::v1::Job;
+use tracing::warn;
+
+use crate::cli::{LogArguments, LogFormat, LogLevel, PlanningArguments, PushArguments};
+use crate::deadlines::deadlines;
+use crate::kubernetes::job::{DEFAULT_TEMPLATE, Template, WorkerSpec};
+use crate::pushgateway::{GroupingLabels, Pushgateway};
+use crate::volumes::node_plan::{Run, TooLarge};
+use crate::volumes::path::BasePaths;
+use crate::volumes::plan::{self, Claims, Plan, PlannedNode};
+use crate::volumes::volume::{Claim, Node, SkipReason, Skipped, Volume};
+
+/// The name of the instance where no CronJob gives one.
+pub const INSTANCE: &str = "lp-exporter";
+
+/// What decides which Jobs a run makes.
+pub struct Settings {
+    /// The directories below which volumes lie.
+    pub base_paths: BasePaths,
+    /// The time between two runs.
+    pub interval: Duration,
+    /// The template of the workers' Jobs.
+    pub template: Template,
+    /// The image of the workers, if it was given.
+    pub worker_image: Option<String>,
+    /// The namespace of the workers' Jobs, if it was given.
+    pub namespace: Option<String>,
+}
+
+impl Settings {
+    /// Reads and checks what the flags say.
+    ///
+    /// # Errors
+    /// What makes no sense, with the flag or the file that it comes from.
+    pub fn new(arguments: PlanningArguments) -> anyhow::Result<Settings> {
+        let PlanningArguments {
+            base_paths,
+            interval,
+            job_template,
+            worker_image,
+            namespace,
+        } = arguments;
+        let template = match job_template {
+            None => Template::parse(DEFAULT_TEMPLATE).context("the compiled-in Job template")?,
+            Some(path) => {
+                let place = || format!("the Job template {}", path.display());
+                let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {}", place()))?;
+                Template::parse(&text).with_context(place)?
+            }
+        };
+        let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
+        // Refuses what cannot be before anything is asked of anybody.
+        deadlines(interval, None)?;
+        Ok(Settings {
+            base_paths,
+            interval,
+            template,
+            worker_image,
+            namespace,
+        })
+    }
+}
+
+/// What was listed, each object by itself.
+#[derive(Default)]
+pub struct Listed {
+    /// The volumes that could be read.
+    pub volumes: Vec<Volume>,
+    /// The volumes that could not, and those that are not node-local.
+    pub skipped: Vec<Skipped>,
+    /// The claims that could be read.
+    pub claims: Claims,
+    /// The nodes that could be read.
+    pub nodes: Vec<Node>,
+    /// Claims and nodes that could not be read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A claim or a node that could not be read.
+pub struct Unreadable {
+    /// `PersistentVolumeClaim` or `Node`.
+    pub kind: &'static str,
+    /// Its name, as far as it can be told.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Listed {
+    /// Takes a volume as it was read.
+    pub fn add_volume(&mut self, volume: Result<Volume, Skipped>) {
+        match volume {
+            Ok(volume) => self.volumes.push(volume),
+            Err(skipped) => self.skipped.push(skipped),
+        }
+    }
+
+    /// Takes a claim as it was read.
+    pub fn add_claim(&mut self, claim: Result<Claim, (String, String)>) {
+        match claim {
+            Ok(claim) => self.claims.add(claim),
+            Err((name, why)) => self.unreadable.push(Unreadable {
+                kind: "PersistentVolumeClaim",
+                name,
+                why,
+            }),
+        }
+    }
+
+    /// Takes a node as it was read.
+    pub fn add_node(&mut self, node: Result<Node, (String, String)>) {
+        match node {
+            Ok(node) => self.nodes.push(node),
+            Err((name, why)) => self.unreadable.push(Unreadable {
+                kind: "Node",
+                name,
+                why,
+            }),
+        }
+    }
+
+    /// Whether every volume could be read: only then is what is not there known to be gone.
+    pub fn is_complete(&self) -> bool {
+        self.skipped.iter().all(|one| one.reason != SkipReason::Undecodable)
+    }
+}
+
+/// Plans a run: every volume that was listed is in the plan, on a node or with a reason.
+pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
+    let Listed {
+        volumes,
+        skipped,
+        claims,
+        nodes,
+        unreadable: _,
+    } = listed;
+    plan::plan(volumes, skipped, &claims, &nodes, &settings.base_paths)
+}
+
+/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
+pub fn worker_environment(
+    push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
+    log: LogArguments,
+) -> Vec<(&'static str, String)> {
+    let level = match log.log_level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+    };
+    let format = match log.log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let mut environment = Vec::new();
+    if let Some((arguments, pushgateway, _)) = push {
+        if arguments.pushgateway_ca_file.is_some() {
+            warn!(
+                "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
+                 LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
+            );
+        }
+        if arguments.pushgateway_url.contains('@') {
+            warn!(
+                "user and password of the Pushgateway's URL are not given to the workers: set \
+                 LP_EXPORTER_PUSHGATEWAY_URL from a Secret in the Job template"
+            );
+        }
+        environment.push(("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()));
+    }
+    environment.push(("LP_EXPORTER_LOG_LEVEL", level.to_owned()));
+    environment.push(("LP_EXPORTER_LOG_FORMAT", format.to_owned()));
+    let labels = push.map(|(.., labels)| labels.to_string()).unwrap_or_default();
+    if !labels.is_empty() {
+        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
+    }
+    environment
+}
+
+/// What the Jobs of a run have in common.
+#[derive(Clone, Copy)]
+pub struct Workers<'a> {
+    /// The run.
+    pub run: &'a Run,
+    /// The base paths of the plan.
+    pub base_paths: &'a BasePaths,
+    /// The template of the Jobs.
+    pub template: &'a Template,
+    /// The namespace of the Jobs.
+    pub namespace: &'a str,
+    /// The instance's name.
+    pub instance: &'a str,
+    /// Name and uid of the CronJob that is to own the Jobs.
+    pub cron_job: Option<(&'a str, &'a str)>,
+    /// The workers' image.
+    pub image: &'a str,
+    /// See [`worker_environment`].
+    pub environment: &'a [(&'static str, String)],
+    /// `activeDeadlineSeconds` of the Jobs.
+    pub active_deadline: Duration,
+}
+
+/// What is one Job's own.
+pub struct Attempt<'a> {
+    /// Counts the Jobs that the run makes for the node.
+    pub number: u32,
+    /// What the worker may take.
+    pub budget: Duration,
+    /// Whether only critical pods are let in on the node.
+    pub disk_pressure: bool,
+    /// The base paths that could not be mounted on the node.
+    pub unavailable_bases: &'a [String],
+}
+
+impl Workers<'_> {
+    /// Makes the Job of a node's worker, and the compressed plan for it.
+    ///
+    /// # Errors
+    /// [`TooLarge`] when the plan does not fit into a ConfigMap.
+    pub fn make(&self, planned: &PlannedNode, attempt: &Attempt<'_>) -> Result<(Job, Vec<u8>), TooLarge> {
+        let Attempt {
+            number,
+            budget,
+            disk_pressure,
+            unavailable_bases,
+        } = *attempt;
+        let node_plan = planned.node_plan(self.run, budget.as_secs_f64(), self.base_paths, unavailable_bases);
+        let compressed = node_plan.encode()?;
+        let spec = WorkerSpec {
+            namespace: self.namespace,
+            instance: self.instance,
+            run_id: &self.run.id,
+            node: &planned.name,
+            attempt: number,
+            disk_pressure,
+            cron_job: self.cron_job,
+            image: self.image,
+            environment: self.environment,
+            bases: &node_plan.bases,
+            active_deadline_seconds: self.active_deadline.as_secs(),
+        };
+        Ok((self.template.job(&spec), compressed))
+    }
+}
