@@ -423,7 +423,7 @@ impl Session<'_> {
             nodes,
             ..Listed::default()
         };
-        volumes.into_iter().for_each(|volume| listed.add_volume(volume));
+        listed.add_volumes(volumes);
         claims.into_iter().for_each(|claim| listed.add_claim(claim));
         for Unreadable { kind, name, why } in &listed.unreadable {
             warn!(kind, name, "passed over a {kind} that cannot be read: {why}");

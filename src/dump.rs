@@ -8,6 +8,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, BufReader, Read};
+use std::mem;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -19,6 +23,9 @@ use crate::text::one_line;
 
 /// How much is read at once: the reader below takes single bytes from it.
 const BUFFER_BYTES: usize = 256 * 1024;
+/// Objects that are handed to the decoder at once, and how many such batches may wait for it: some megabytes in all.
+const BATCH_OBJECTS: usize = 64;
+const BATCHES_WAITING: usize = 8;
 /// The longest kind that is told, with its version.
 const KIND_MAX_CHARS: usize = 100;
 /// Kinds that are told by their name: a dump of a whole cluster may have hundreds.
@@ -83,13 +90,22 @@ impl Dump {
         if start == BYTE_ORDER_MARK {
             start.clear();
         }
-        let mut dump = Dump::default();
         let mut deserializer = serde_json::Deserializer::from_reader(start.as_slice().chain(reader));
-        ListSeed(&mut dump)
-            .deserialize(&mut deserializer)
-            .and_then(|()| deserializer.end())
-            .map_err(DumpError::from_json)?;
-        Ok(dump)
+        let (hand_over, taken) = mpsc::sync_channel::<Vec<Box<RawValue>>>(BATCHES_WAITING);
+        // Finding where an object ends takes as long as decoding it, and there are hundreds of megabytes of them.
+        thread::scope(|scope| {
+            let decoder = scope.spawn(move || {
+                let mut dump = Dump::default();
+                taken.iter().flatten().for_each(|raw| dump.add(&raw));
+                dump
+            });
+            let read = ListSeed(hand_over)
+                .deserialize(&mut deserializer)
+                .and_then(|()| deserializer.end());
+            let dump = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
+            read.map_err(DumpError::from_json)?;
+            Ok(dump)
+        })
     }
 
     fn add(&mut self, raw: &RawValue) {
@@ -135,10 +151,10 @@ impl DumpError {
     }
 }
 
-/// Reads the List into the dump.
-struct ListSeed<'d>(&'d mut Dump);
+/// Reads the List and hands its objects over, some at a time.
+struct ListSeed(SyncSender<Vec<Box<RawValue>>>);
 
-impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
+impl<'de> DeserializeSeed<'de> for ListSeed {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -146,7 +162,7 @@ impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for ListSeed<'_> {
+impl<'de> Visitor<'de> for ListSeed {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -160,7 +176,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
                 "items" if has_items => return Err(de::Error::duplicate_field("items")),
                 "items" => {
                     has_items = true;
-                    fields.next_value_seed(ItemsSeed(self.0))?;
+                    fields.next_value_seed(ItemsSeed(&self.0))?;
                 }
                 "kind" => kind = Some(fields.next_value::<String>()?),
                 _ => {
@@ -183,8 +199,8 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 }
 
-/// Reads the objects of a List into the dump, one after the other.
-struct ItemsSeed<'d>(&'d mut Dump);
+/// Reads the objects of a List.
+struct ItemsSeed<'s>(&'s SyncSender<Vec<Box<RawValue>>>);
 
 impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
     type Value = ();
@@ -202,10 +218,23 @@ impl<'de> Visitor<'de> for ItemsSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let mut batch = Vec::with_capacity(BATCH_OBJECTS);
         while let Some(raw) = items.next_element::<Box<RawValue>>()? {
-            self.0.add(&raw);
+            batch.push(raw);
+            if batch.len() == BATCH_OBJECTS {
+                self.hand_over(mem::replace(&mut batch, Vec::with_capacity(BATCH_OBJECTS)))?;
+            }
         }
-        Ok(())
+        self.hand_over(batch)
+    }
+}
+
+impl ItemsSeed<'_> {
+    fn hand_over<E: de::Error>(&self, batch: Vec<Box<RawValue>>) -> Result<(), E> {
+        // Nobody takes it only where the decoder panicked, which is told when it is joined.
+        self.0
+            .send(batch)
+            .map_err(|_| de::Error::custom("decoding ended early"))
     }
 }
 

@@ -215,7 +215,7 @@ fn list(namespace: Option<String>) -> Result<(Listed, String), ListError> {
         let cluster = Cluster::connect(namespace).await?;
         let mut listed = Listed::default();
         let volumes = cluster.list::<PersistentVolume, _>(convert::volume).await?;
-        volumes.into_iter().for_each(|volume| listed.add_volume(volume));
+        listed.add_volumes(volumes);
         let claims = cluster.list::<PersistentVolumeClaim, _>(convert::claim).await?;
         claims.into_iter().for_each(|claim| listed.add_claim(claim));
         let nodes = cluster.list::<NodeObject, _>(convert::undecoded_node).await?;
