@@ -19,6 +19,9 @@ use crate::volumes::volume::{Claim, Node, SkipReason, Skipped, Volume};
 /// The name of the instance where no CronJob gives one.
 pub const INSTANCE: &str = "lp-exporter";
 
+/// How many volumes are planned before the memory of their list is given back: about 1 MB.
+const VOLUMES_A_SHRINK: usize = 4096;
+
 /// What decides which Jobs a run makes.
 pub struct Settings {
     /// The directories below which volumes lie.
@@ -157,7 +160,20 @@ pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
         nodes,
         unreadable: _,
     } = listed;
-    plan::plan(volumes, skipped, &claims, &nodes, &settings.base_paths)
+    plan::plan(handed_over(volumes), skipped, &claims, &nodes, &settings.base_paths)
+}
+
+/// The volumes one after the other, in their order. What is left of the list shrinks with them: else the whole of it would
+/// stay until the plan is made, which grows meanwhile.
+fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
+    volumes.reverse();
+    std::iter::from_fn(move || {
+        let volume = volumes.pop()?;
+        if volumes.len().is_multiple_of(VOLUMES_A_SHRINK) {
+            volumes.shrink_to_fit();
+        }
+        Some(volume)
+    })
 }
 
 /// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
