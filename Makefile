@@ -5,9 +5,13 @@ DIST_TARGET := $(shell uname -m)-unknown-linux-gnu
 DIST_BINARY := $(TARGET_DIR)/$(DIST_TARGET)/dist/lp-exporter
 DIST_MAX_BYTES := 12000000
 DENY_CHECKS := advisories bans licenses sources
+# All fuzz targets together.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := quantity affinity path plan dump
+FUZZ_FLAGS := -s none --target-dir $(TARGET_DIR)/fuzz
 IMAGE := localhost/lp-exporter:0.1.0
 
-.PHONY: help build test lint deny dist demo image manifests e2e
+.PHONY: help build test lint deny dist demo fuzz image manifests e2e
 
 help: ## list the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +35,14 @@ dist: ## the static binary of images and downloads, and its size
 
 demo: ## a whole run on this machine, without a cluster
 	cargo run --release --example demo
+
+fuzz: ## random texts to what reads texts of others, for FUZZ_SECONDS in all (needs cargo-fuzz)
+	cargo fuzz build $(FUZZ_FLAGS)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo fuzz run $(FUZZ_FLAGS) $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$$(( $(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)) )) -verbosity=0 -print_final_stats=1; \
+	done
 
 image: ## the image, by docker (or CONTAINER_ENGINE=podman)
 	$(or $(CONTAINER_ENGINE),docker) build -t $(IMAGE) .

@@ -34,14 +34,14 @@ const AFTER_HELP: &str = "\
 Every flag of controller and worker has a variable LP_EXPORTER_*, which is how the manifests set it; that of a repeatable flag takes \
 values with commas between.
 
-Exit codes: 0 done, 1 unexpected, 2 bad arguments, settings or Job template, 3 something has no number (measure, and the \
+Exit codes: 0 done, 1 unexpected, 2 bad arguments, settings, Job template or dump, 3 something has no number (measure, and the \
 controller with --strict), 4 Kubernetes API, 5 Pushgateway, 6 plan of another version, 7 ended early.";
 
 /// How full node-local Kubernetes volumes are, pushed to a Prometheus Pushgateway.
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
 /// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
-/// same for directories of this machine and shows the result.
+/// same for directories of this machine and shows the result. `plan` shows what `controller` would do.
 #[derive(Parser)]
 #[command(name = "lp-exporter", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -59,6 +59,8 @@ pub enum Command {
     Worker(WorkerArguments),
     /// Measure directories of this machine, without a cluster
     Measure(MeasureArguments),
+    /// Show what a run would do, without doing it; needs no cluster where there is a dump of one
+    Plan(PlanArguments),
 }
 
 /// What both programs need to push.
@@ -201,13 +203,9 @@ pub struct TellingArguments {
     pub claim_labels: Vec<String>,
 }
 
-/// The controller's flags.
+/// What decides which Jobs a run makes: `controller` makes them, `plan` shows them.
 #[derive(Args)]
-pub struct ControllerArguments {
-    #[command(flatten)]
-    /// Where to push.
-    pub push: PushArguments,
-
+pub struct PlanningArguments {
     /// A directory on the nodes below which volumes lie; repeatable
     #[arg(
         long = "base-path",
@@ -230,10 +228,6 @@ pub struct ControllerArguments {
     #[arg(long, env = "LP_EXPORTER_INTERVAL", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     pub interval: Duration,
 
-    /// How many workers may run at once
-    #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50", value_parser = parse_jobs)]
-    pub parallel_jobs: NonZeroUsize,
-
     /// A YAML file with the template of the workers' Jobs, instead of the one that is compiled in
     #[arg(long, env = "LP_EXPORTER_JOB_TEMPLATE", value_name = "FILE")]
     pub job_template: Option<PathBuf>,
@@ -242,13 +236,29 @@ pub struct ControllerArguments {
     #[arg(long, env = "LP_EXPORTER_WORKER_IMAGE", value_name = "IMAGE")]
     pub worker_image: Option<String>,
 
-    /// End with code 3 when a node or a node-local volume was left without a number
-    #[arg(long, env = "LP_EXPORTER_STRICT", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true)]
-    pub strict: bool,
-
     /// The namespace of the workers' Jobs; the pod's or the kubeconfig's own, unless given
     #[arg(long, env = "LP_EXPORTER_NAMESPACE", value_name = "NAMESPACE")]
     pub namespace: Option<String>,
+}
+
+/// The controller's flags.
+#[derive(Args)]
+pub struct ControllerArguments {
+    #[command(flatten)]
+    /// Where to push.
+    pub push: PushArguments,
+
+    #[command(flatten)]
+    /// What to plan from, and what the workers are to be.
+    pub planning: PlanningArguments,
+
+    /// How many workers may run at once
+    #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50", value_parser = parse_jobs)]
+    pub parallel_jobs: NonZeroUsize,
+
+    /// End with code 3 when a node or a node-local volume was left without a number
+    #[arg(long, env = "LP_EXPORTER_STRICT", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true)]
+    pub strict: bool,
 
     /// The name of the pod that this runs in (the downward API tells it); without one, it runs outside of the cluster
     #[arg(long, env = "LP_EXPORTER_POD_NAME", value_name = "POD")]
@@ -326,6 +336,61 @@ pub enum OutputFormat {
     Json,
     /// Prometheus' text format
     Prometheus,
+}
+
+/// The flags of `plan`.
+#[derive(Args)]
+pub struct PlanArguments {
+    #[command(flatten)]
+    /// What to plan from, and what the workers are to be.
+    pub planning: PlanningArguments,
+
+    /// Plan from what `kubectl get pv,pvc,nodes,storageclasses -A -o json` wrote, instead of the live cluster; - is
+    /// standard input
+    #[arg(long, value_name = "DUMP")]
+    pub from_file: Option<PathBuf>,
+
+    /// A table for people, one JSON document, or the Jobs and ConfigMaps as YAML
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub output: PlanFormat,
+
+    /// Replace each name by another, the same one wherever it stands, so that the output can be given to others
+    #[arg(long)]
+    pub redact: bool,
+
+    /// The Pushgateway's URL, as the Jobs are to have it; nothing is asked of it
+    #[arg(
+        long,
+        env = "LP_EXPORTER_PUSHGATEWAY_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub pushgateway_url: Option<String>,
+
+    /// A label for every grouping key, as the Jobs are to have it; repeatable
+    #[arg(
+        long = "grouping-label",
+        env = "LP_EXPORTER_GROUPING_LABELS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ',',
+        requires = "pushgateway_url"
+    )]
+    pub grouping_labels: Vec<GroupingLabel>,
+
+    #[command(flatten)]
+    /// How to log.
+    pub log: LogArguments,
+}
+
+/// How a plan is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlanFormat {
+    /// A table for people
+    Table,
+    /// One JSON document
+    Json,
+    /// The Jobs and ConfigMaps that a run would make
+    Yaml,
 }
 
 /// How fast and how gently to measure. Left out, `measure` runs at full speed, and the worker as gently as it can.

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, FuturesUnordered, StreamExt};
@@ -23,37 +22,32 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use crate::cli::{
-    ControllerArguments, LogArguments, LogFormat, LogLevel, PushArguments, SelectionArguments, TellingArguments,
-};
+use crate::cli::ControllerArguments;
 use crate::deadlines::{Deadlines, JobClock, deadlines};
 use crate::exit::Exit;
 use crate::exposition::Body;
 use crate::kubernetes::client::{ApiCause, ApiError, Cluster};
 use crate::kubernetes::convert::{self, OwnJob, OwnPod};
-use crate::kubernetes::job::{self, DEFAULT_TEMPLATE, Template, WorkerSpec};
+use crate::kubernetes::job;
 use crate::kubernetes::lease::{self, Claimed, Holder};
 use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
+use crate::planning::{
+    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced, plan_listed,
+    worker_environment,
+};
 use crate::pushgateway::group::{self, NODE_LABEL};
 use crate::pushgateway::{Group, GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
-use crate::text::one_line;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
 use crate::volumes::claims::Claims;
-use crate::volumes::collect::Collect;
 use crate::volumes::node_plan::Run;
-use crate::volumes::path::BasePaths;
-use crate::volumes::plan::{Collecting, Plan, Surroundings, plan};
-use crate::volumes::pods::{PodPlaces, needs_pods};
-use crate::volumes::selection::{ClaimLabels, Selection};
-use crate::volumes::selector::Selector;
-use crate::volumes::volume::{Node, NodeReason, SkipReason, Skipped, Volume};
+use crate::volumes::plan::Plan;
+use crate::volumes::pods::PodPlaces;
+use crate::volumes::volume::{Node, NodeReason, Volume};
 use crate::worker::{pushgateway, unix_seconds};
 
-/// The name of the instance where no CronJob gives one.
-const INSTANCE: &str = "lp-exporter";
 /// How long the first push may be tried: a Pushgateway that is installed together with us has to be pulled and started.
 const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long the other requests to the Pushgateway may be tried.
@@ -65,8 +59,6 @@ const LAST_STEPS_BUDGET: Duration = Duration::from_secs(6);
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// The longest message that names what people wrote.
-const MESSAGE_MAX_CHARS: usize = 1000;
 /// Requests of one kind that are under way at once.
 const REQUESTS_AT_ONCE: usize = 10;
 
@@ -74,18 +66,10 @@ const REQUESTS_AT_ONCE: usize = 10;
 struct Config {
     pushgateway: Pushgateway,
     grouping_labels: GroupingLabels,
-    base_paths: BasePaths,
-    selection: Selection,
-    locate_by_pods: bool,
-    collect: Collect,
-    orphan_age: Duration,
-    interval: Duration,
+    planning: Settings,
     parallel_jobs: usize,
-    template: Template,
-    worker_image: Option<String>,
     worker_environment: Vec<(&'static str, String)>,
     strict: bool,
-    namespace: Option<String>,
     pod_name: Option<String>,
 }
 
@@ -148,39 +132,16 @@ pub fn main(arguments: ControllerArguments) -> Exit {
 fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
     let ControllerArguments {
         push,
-        base_paths,
-        selection,
-        telling,
-        interval,
+        planning,
         parallel_jobs,
-        job_template,
-        worker_image,
         strict,
-        namespace,
         pod_name,
         log,
     } = arguments;
-    let template = match job_template {
-        None => Template::parse(DEFAULT_TEMPLATE).context("the compiled-in Job template")?,
-        Some(path) => {
-            let place = || format!("the Job template {}", path.display());
-            let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {}", place()))?;
-            Template::parse(&text).with_context(place)?
-        }
-    };
-    let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
-    let TellingArguments {
-        collect,
-        orphan_age,
-        claim_labels,
-    } = telling;
-    let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
-    let (selection, locate_by_pods) = select(selection, claim_labels);
-    // Refuses what cannot be before anything is asked of anybody.
-    deadlines(interval, None)?;
+    let planning = Settings::new(planning)?;
     let push_of_worker = push.clone();
     let (pushgateway, grouping_labels) = pushgateway(push)?;
-    let told = selection.claim_labels.names();
+    let told = planning.selection.claim_labels.names();
     if let Some(name) = grouping_labels
         .names()
         .find(|name| told.iter().any(|told| told == name))
@@ -190,94 +151,16 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
              another name, or leave one of them away"
         );
     }
-    let worker_environment = worker_environment(&push_of_worker, &pushgateway, &grouping_labels, log);
+    let worker_environment = worker_environment(Some((&push_of_worker, &pushgateway, &grouping_labels)), log);
     Ok(Config {
         pushgateway,
         grouping_labels,
-        base_paths,
-        selection,
-        locate_by_pods,
-        collect: Collect::new(collect),
-        orphan_age,
-        interval,
+        planning,
         parallel_jobs: parallel_jobs.get(),
-        template,
-        worker_image,
         worker_environment,
         strict,
-        namespace,
         pod_name,
     })
-}
-
-/// The names in a list that people write: a variable that is set to nothing holds none.
-fn set(names: Vec<String>) -> BTreeSet<String> {
-    let names = names.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
-    names.map(str::to_owned).collect()
-}
-
-/// What is to be measured, and whether pods are asked where volumes lie.
-pub(crate) fn select(arguments: SelectionArguments, claim_labels: ClaimLabels) -> (Selection, bool) {
-    let SelectionArguments {
-        storage_classes,
-        claim_namespaces,
-        claim_selectors,
-        nodes,
-        only_nodes,
-        scan_nodes,
-        locate_by_pods,
-    } = arguments;
-    let selection = Selection {
-        storage_classes: set(storage_classes),
-        namespaces: set(claim_namespaces),
-        nodes: set(nodes),
-        claim_selector: Selector::all(claim_selectors),
-        only_nodes: set(only_nodes),
-        scan_nodes,
-        claim_labels,
-    };
-    (selection, locate_by_pods)
-}
-
-/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
-fn worker_environment(
-    push: &PushArguments,
-    pushgateway: &Pushgateway,
-    grouping_labels: &GroupingLabels,
-    log: LogArguments,
-) -> Vec<(&'static str, String)> {
-    if push.pushgateway_ca_file.is_some() {
-        warn!(
-            "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
-             LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
-        );
-    }
-    if push.pushgateway_url.contains('@') {
-        warn!(
-            "user and password of the Pushgateway's URL are not given to the workers: set LP_EXPORTER_PUSHGATEWAY_URL from a \
-             Secret in the Job template"
-        );
-    }
-    let level = match log.log_level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-    };
-    let format = match log.log_format {
-        LogFormat::Text => "text",
-        LogFormat::Json => "json",
-    };
-    let mut environment = vec![
-        ("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()),
-        ("LP_EXPORTER_LOG_LEVEL", level.to_owned()),
-        ("LP_EXPORTER_LOG_FORMAT", format.to_owned()),
-    ];
-    let labels = grouping_labels.to_string();
-    if !labels.is_empty() {
-        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
-    }
-    environment
 }
 
 /// What this process is part of.
@@ -365,7 +248,7 @@ async fn run(config: Config) -> Result<Exit, RunError> {
     let started_unix_seconds = unix_seconds();
     let mut terminated = signal(SignalKind::terminate())
         .map_err(|error| RunError::BadConfiguration(format!("could not wait for SIGTERM: {error}")))?;
-    let cluster = Cluster::connect(config.namespace.clone()).await?;
+    let cluster = Cluster::connect(config.planning.namespace.clone()).await?;
     let before_lease = async {
         let identity = identify(&cluster, config.pod_name.as_deref()).await?;
         let claimed = lease::claim(&cluster, &identity.instance, &identity.holder).await?;
@@ -469,9 +352,9 @@ struct Found {
 
 impl Session<'_> {
     async fn run(self) -> Result<Exit, RunError> {
-        let Config {
+        let Settings {
             interval, worker_image, ..
-        } = self.config;
+        } = &self.config.planning;
         let deadlines =
             deadlines(*interval, self.identity.job).map_err(|error| RunError::BadConfiguration(error.to_string()))?;
         let Some(image) = worker_image.clone().or_else(|| self.identity.image.clone()) else {
@@ -482,15 +365,16 @@ impl Session<'_> {
         let found = tokio::time::timeout(deadlines.controller_clock / 2, self.find());
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
-        log_plan(&found.plan, &self.config.selection);
+        log_plan(&found.plan, &self.config.planning.selection);
         if let Some(volume) = found.plan.known_paths.unread() {
             warn!(
                 persistentvolume = volume,
                 "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
             );
         }
-        let names = self.config.selection.claim_labels.names();
-        let capacities = metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.collect, names);
+        let names = self.config.planning.selection.claim_labels.names();
+        let capacities =
+            metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
         let key = self.key(group::CONTROLLER_JOB);
         let pushed = self.config.pushgateway.put(&key, &capacities, first_push_budget);
@@ -538,9 +422,7 @@ impl Session<'_> {
 
     /// Lists everything and plans. The watches begin here, so that nothing that happens from now on is missed.
     async fn find(&self) -> Result<Found, RunError> {
-        let Config {
-            base_paths, selection, ..
-        } = self.config;
+        let Settings { selection, .. } = &self.config.planning;
         let label_keys = selection.label_keys();
         let instance = &self.identity.instance;
         let mut events = stream::select_all([
@@ -563,33 +445,19 @@ impl Session<'_> {
         } = first;
         // It is told when the run comes to follow what happens.
         let events = stream::iter(failed.map(Err)).chain(events).boxed();
-        let mut skipped: Vec<Skipped> = Vec::new();
-        let mut readable = Vec::with_capacity(volumes.len());
-        for volume in volumes {
-            match volume {
-                Ok(volume) => readable.push(volume),
-                Err(one) => skipped.push(one),
-            }
-        }
-        let is_complete = is_complete && skipped.iter().all(|one| one.reason != SkipReason::Undecodable);
-        let claims = Claims::new(claims.into_iter().filter_map(|claim| match claim {
-            Ok(claim) => Some(claim),
-            Err((name, why)) => {
-                warn!(
-                    claim = name,
-                    "passed over a PersistentVolumeClaim that cannot be read: {why}"
-                );
-                None
-            }
-        }));
-        check_only_nodes(selection, &nodes)?;
-        let pods = self.pods(&readable, &claims).await?;
-        let surroundings = Surroundings {
-            claims: &claims,
-            nodes: &nodes,
-            pods: pods.as_ref(),
+        let mut listed = Listed {
+            nodes,
+            ..Listed::default()
         };
-        let plan = plan(readable, skipped, surroundings, base_paths, selection);
+        listed.add_volumes(volumes);
+        claims.into_iter().for_each(|claim| listed.add_claim(claim));
+        for Unreadable { kind, name, why } in &listed.unreadable {
+            warn!(kind, name, "passed over a {kind} that cannot be read: {why}");
+        }
+        check_only_nodes(selection, &listed.nodes).map_err(RunError::BadConfiguration)?;
+        listed.pods = self.pods(&listed.volumes, &listed.claims).await?;
+        let is_complete = is_complete && listed.is_complete();
+        let plan = plan_listed(listed, &self.config.planning);
         Ok(Found {
             plan,
             is_complete,
@@ -600,15 +468,10 @@ impl Session<'_> {
 
     /// Where the pods run of those claims whose volumes say nothing of their node, if pods are to be asked.
     async fn pods(&self, volumes: &[Volume], claims: &Claims) -> Result<Option<PodPlaces>, ApiError> {
-        if !self.config.locate_by_pods {
+        if !self.config.planning.locate_by_pods {
             return Ok(None);
         }
-        let claims = volumes
-            .iter()
-            .filter(|volume| needs_pods(volume))
-            .filter_map(|volume| claims.of(volume))
-            .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
-        let mut places = PodPlaces::of_claims(claims);
+        let mut places = claims_of_unplaced(volumes, claims);
         // Nobody is asked for what nothing needs.
         if !places.is_empty() {
             let listed = self.cluster.list::<Pod, ()>(|raw| {
@@ -760,7 +623,7 @@ impl Session<'_> {
 
     fn expected(&self, plan: &Plan) -> Vec<Expected> {
         let bases_of = |bases: &[usize]| {
-            let paths = self.config.base_paths.as_slice();
+            let paths = self.config.planning.base_paths.as_slice();
             bases.iter().map(|base| paths[*base].clone()).collect()
         };
         plan.nodes
@@ -810,54 +673,43 @@ impl Session<'_> {
             let detail = "too little of the run's time was left when its turn came".to_owned();
             return Err((node, NodeReason::TimedOut, detail));
         }
-        let budget_seconds = deadlines.worker_budget.min(remaining).as_secs_f64();
-        let collecting = Collecting {
-            collect: &self.config.collect,
-            orphan_age: self.config.orphan_age,
+        let left_alone = match &beside {
+            None => None,
+            Some(pod) => match timed_out.get(&node) {
+                Some(volumes) => {
+                    warn!(
+                        node,
+                        "the pod {pod} of an earlier run does not end; one more worker leaves alone what had no number for \
+                         want of time: volumes {}",
+                        volumes.len()
+                    );
+                    Some(volumes)
+                }
+                None => {
+                    let detail = format!(
+                        "the pod {pod} of an earlier run does not end, and the Pushgateway does not tell which volume it \
+                         waits for; a disk of the node may hang"
+                    );
+                    return Err((node, NodeReason::EarlierWorkerHangs, detail));
+                }
+            },
+        };
+        let Settings {
+            base_paths,
+            collect,
+            orphan_age,
+            template,
+            ..
+        } = &self.config.planning;
+        let workers = Workers {
+            run: &self.run,
+            base_paths,
+            collect,
+            orphan_age: *orphan_age,
             known_paths: &plan.known_paths,
-        };
-        let base_paths = &self.config.base_paths;
-        let mut node_plan = planned.node_plan(&self.run, budget_seconds, base_paths, &unavailable_bases, collecting);
-        if let Some(pod) = beside {
-            let Some(volumes) = timed_out.get(&node) else {
-                let detail = format!(
-                    "the pod {pod} of an earlier run does not end, and the Pushgateway does not tell which volume it waits \
-                     for; a disk of the node may hang"
-                );
-                return Err((node, NodeReason::EarlierWorkerHangs, detail));
-            };
-            warn!(
-                node,
-                "the pod {pod} of an earlier run does not end; one more worker leaves alone what had no number for want \
-                 of time: volumes {}",
-                volumes.len()
-            );
-            // Whoever looks for orphans looks at every directory, and would hang as the first one does.
-            node_plan = node_plan.without_orphans();
-            node_plan.leave_alone(volumes);
-        }
-        let mut encoded = node_plan.encode();
-        if let Err(error) = &encoded
-            && !node_plan.known_paths.is_empty()
-        {
-            warn!(
-                node,
-                "no orphans are looked for, because the paths of other volumes do not fit: {error}"
-            );
-            node_plan = node_plan.without_orphans();
-            encoded = node_plan.encode();
-        }
-        let compressed = match encoded {
-            Ok(compressed) => compressed,
-            Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
-        };
-        let spec = WorkerSpec {
+            template,
             namespace: self.cluster.namespace(),
             instance: &self.identity.instance,
-            run_id: &self.run.id,
-            node: &node,
-            attempt,
-            disk_pressure,
             cron_job: self
                 .identity
                 .cron_job
@@ -865,10 +717,19 @@ impl Session<'_> {
                 .map(|(name, uid)| (name.as_str(), uid.as_str())),
             image,
             environment: &self.config.worker_environment,
-            bases: &node_plan.bases,
-            active_deadline_seconds: deadlines.worker_job.as_secs(),
+            active_deadline: deadlines.worker_job,
         };
-        let job = self.config.template.job(&spec);
+        let attempt = Attempt {
+            number: attempt,
+            budget: deadlines.worker_budget.min(remaining),
+            disk_pressure,
+            unavailable_bases: &unavailable_bases,
+            left_alone,
+        };
+        let (job, compressed) = match workers.make(planned, &attempt) {
+            Ok(made) => made,
+            Err(error) => return Err((node, NodeReason::PlanTooLarge, error.to_string())),
+        };
         let name = job.metadata.name.clone().unwrap_or_default();
         Ok(NewWorker {
             node,
@@ -916,8 +777,9 @@ impl Session<'_> {
     ) -> Result<(), RunError> {
         let whole = async {
             let Config {
-                pushgateway, selection, ..
+                pushgateway, planning, ..
             } = self.config;
+            let selection = &planning.selection;
             // A run for some nodes would take away what the last whole run tells of the others, and is no success of one.
             if !selection.is_partial() {
                 let key = self.key(group::REPORT_JOB);
@@ -986,7 +848,7 @@ impl Session<'_> {
                 warn!("{error}");
             }
         }
-        if !is_complete || self.config.selection.is_partial() {
+        if !is_complete || self.config.planning.selection.is_partial() {
             return;
         }
         for key in groups_to_retire(&groups, grouping_labels, &plan.nodes_with_volumes()) {
@@ -1008,27 +870,6 @@ fn name_the_component(error: ApiError) -> ApiError {
         other => other,
     };
     ApiError { cause, ..error }
-}
-
-/// Refuses a run for a node that is not there: a mistyped name would measure nothing and say nothing.
-fn check_only_nodes(selection: &Selection, nodes: &[Node]) -> Result<(), RunError> {
-    let is_there = |name: &&String| nodes.iter().any(|node| node.name == **name);
-    let missing: Vec<&str> = selection
-        .only_nodes
-        .iter()
-        .filter(|name| !is_there(name))
-        .map(String::as_str)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(RunError::BadConfiguration(one_line(
-        &format!(
-            "could not find the nodes of --only-node in the cluster: {}; write them as kubectl get nodes does",
-            missing.join(", ")
-        ),
-        MESSAGE_MAX_CHARS,
-    )))
 }
 
 fn too_slow(time: Duration) -> ApiError {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The programs: [`controller`] is one run over a cluster, [`worker`] measures one node, [`measure`] directories of this
-//! machine. [`cli`] is their command line, [`exit`] how they end.
+//! machine, and [`plan`] shows what the controller would do. [`cli`] is their command line, [`exit`] how they end.
 //!
 //! What decides is pure, without clock, network or disk:
 //! - [`volumes`]: quantities, paths, node affinity, claims, filters, placement, and the plan. No Kubernetes type.
@@ -20,11 +20,14 @@
 //! - [`tracker`]: what becomes of each node, from the events of the cluster.
 //! - [`file_systems`]: the file systems below the base paths, and what was promised of each.
 //! - [`orphans`]: which directories have an owner, and what is told of the others.
+//! - [`planning`]: from what was listed to the plan, and from the plan to the Jobs, for controller and plan alike.
+//! - `redact`: other names for a plan that is given to others.
 //! - [`metrics`]: every family in one list, and what each group holds.
 //!
 //! What acts:
 //! - [`kubernetes`] is the border to the API server: objects in, Jobs out.
 //! - [`pushgateway`] owns the life of what is pushed: grouping keys, requests, and what is retired.
+//! - [`dump`] reads what `kubectl get -o json` wrote in place of a live cluster.
 //! - `run_log` tells people what a run found and did.
 //! - [`confine`] takes from a worker every system call that it does not need.
 
@@ -32,6 +35,7 @@ pub mod cli;
 pub mod confine;
 pub mod controller;
 pub mod deadlines;
+pub mod dump;
 pub mod exit;
 pub mod exposition;
 pub mod file_systems;
@@ -39,7 +43,10 @@ pub mod kubernetes;
 pub mod measure;
 pub mod metrics;
 pub mod orphans;
+pub mod plan;
+pub mod planning;
 pub mod pushgateway;
+mod redact;
 mod run_log;
 pub mod summary;
 pub mod text;
@@ -85,6 +92,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Measure(arguments) => {
             log_to_stderr(arguments.log);
             measure::main(arguments).into()
+        }
+        Command::Plan(arguments) => {
+            log_to_stderr(arguments.log);
+            plan::main(arguments).into()
         }
     }
 }

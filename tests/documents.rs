@@ -18,6 +18,7 @@ use lp_exporter::file_systems::file_systems;
 use lp_exporter::measure;
 use lp_exporter::metrics::{self, FAMILIES, Found, Report, WorkerTimes};
 use lp_exporter::orphans::Orphan;
+use lp_exporter::plan::NodeState;
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::tracker::Outcome;
 use lp_exporter::volumes::collect::{Collect, Collected};
@@ -32,6 +33,7 @@ use serde_yaml::Value;
 const METRICS: &str = "docs/metrics.md";
 const CONFIGURATION: &str = "docs/configuration.md";
 const MEASURE: &str = "docs/measure.md";
+const PLAN: &str = "docs/plan.md";
 
 /// Variables with which a test speaks to a process that it starts: nobody else sets them.
 const INTERNAL_VARIABLES: [&str; 1] = ["LP_EXPORTER_TEST_CHILD_SERVER"];
@@ -107,6 +109,7 @@ fn flags() {
             &[
                 "Where to push",
                 "How to log",
+                "Planning",
                 "Controller",
                 "What is measured",
                 "What is told",
@@ -117,6 +120,10 @@ fn flags() {
             &["Where to push", "How to log", "Worker", "How fast to measure"],
         ),
         ("measure", &["How to log", "How fast to measure", "Measure"]),
+        (
+            "plan",
+            &["How to log", "Planning", "What is measured", "What is told", "Plan"],
+        ),
     ];
     for (subcommand, headings) in headings {
         let command = command.find_subcommand(subcommand).expect("a subcommand");
@@ -267,6 +274,30 @@ fn output_of_measure() {
 }
 
 #[test]
+fn output_of_plan() {
+    let states = table(PLAN, "States").into_iter().map(|row| vec![row[0].clone()]);
+    let expected = NodeState::ALL.iter().map(|state| vec![code(state.as_str())]);
+    check_rows("states of a node in a plan", states, expected);
+
+    let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["plan", "--output", "json", "--from-file", "tests/dumps/local-path.json"])
+        .current_dir(root())
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for (heading, object) in [
+        ("Nodes", &document["nodes"][0]),
+        ("Volumes", &document["nodes"][0]["volumes"][0]),
+        ("Skipped", &document["skipped"][0]),
+    ] {
+        let fields = object.as_object().expect("the dump has one of each");
+        let documented = table(PLAN, heading).into_iter().map(|row| vec![row[0].clone()]);
+        check_rows(heading, documented, fields.keys().map(|field| vec![code(field)]));
+    }
+}
+
+#[test]
 fn metrics_that_are_named_exist() {
     let families = FAMILIES.iter().chain(measure::FAMILIES);
     let known: BTreeSet<&str> = families.map(|family| family.name).collect();
@@ -346,6 +377,7 @@ fn help_texts() {
         ("help-controller.txt", &["controller", "--help"]),
         ("help-worker.txt", &["worker", "--help"]),
         ("help-measure.txt", &["measure", "--help"]),
+        ("help-plan.txt", &["plan", "--help"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
             .args(arguments)

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
     NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -310,6 +310,11 @@ pub fn plan_config_map(job: &Job, plan: Vec<u8>) -> ConfigMap {
         immutable: Some(true),
         ..ConfigMap::default()
     }
+}
+
+/// Writes a Job or a ConfigMap of ours as YAML.
+pub fn yaml(object: &impl Serialize) -> String {
+    serde_yaml::to_string(object).expect("a typed object has only text keys and goes into memory")
 }
 
 fn check_metadata(metadata: &ObjectMeta) -> Result<(), TemplateError> {

@@ -43,6 +43,23 @@ impl KnownPaths {
         }
     }
 
+    /// Gives paths and nodes other names.
+    pub fn rename(&mut self, mut path: impl FnMut(&str) -> String, node: impl Fn(&str) -> String) {
+        let KnownPaths {
+            anywhere,
+            devices,
+            on_node,
+            unread: _,
+        } = self;
+        for known in anywhere.iter_mut().chain(devices).chain(on_node.values_mut().flatten()) {
+            *known = path(known);
+        }
+        *on_node = std::mem::take(on_node)
+            .into_iter()
+            .map(|(name, paths)| (node(&name), paths))
+            .collect();
+    }
+
     /// A volume that lies nobody knows where: any directory may be its own, so that none can be called an orphan.
     pub fn unread(&self) -> Option<&str> {
         self.unread.as_deref()

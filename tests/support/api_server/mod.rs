@@ -10,6 +10,7 @@ mod refusal;
 mod script;
 mod store;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -67,6 +68,9 @@ pub struct Recorded {
     pub body: Value,
 }
 
+/// Makes the object of a number, for lists that are too long to be kept.
+type Generator = Arc<dyn Fn(usize) -> Value + Send + Sync>;
+
 /// Plays kubelet for a new Job.
 type JobHook = Arc<dyn Fn(ApiServer, Value) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -85,6 +89,8 @@ struct World {
     rights: Option<Vec<Right>>,
     requests: Vec<Recorded>,
     on_job: Option<JobHook>,
+    /// Resources whose lists are generated, with the number of their objects.
+    generated: BTreeMap<&'static str, (usize, Generator)>,
 }
 
 impl ApiServer {
@@ -100,6 +106,7 @@ impl ApiServer {
             rights: None,
             requests: Vec::new(),
             on_job: None,
+            generated: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(world),
@@ -148,6 +155,16 @@ impl ApiServer {
         R: Future<Output = ()> + Send + 'static,
     {
         self.world().on_job = Some(Arc::new(move |server, job| Box::pin(hook(server, job))));
+    }
+
+    /// From now on lists of this resource, of the whole cluster, have so many objects, each made when its page is asked
+    /// for. They can be listed only, without selectors.
+    pub fn generate<F>(&self, resource: &'static str, count: usize, make: F)
+    where
+        F: Fn(usize) -> Value + Send + Sync + 'static,
+    {
+        let generator: Generator = Arc::new(make);
+        self.world().generated.insert(resource, (count, generator));
     }
 
     /// Every request so far, in the order in which they came.
@@ -454,6 +471,10 @@ fn delete(server: &ApiServer, call: &Call, options: &Value) -> Result<Value, Ref
 }
 
 fn list(server: &ApiServer, call: &Call) -> Result<Value, Refusal> {
+    let generated = server.world().generated.get(call.resource.plural).cloned();
+    if let Some((count, make)) = generated {
+        return list_generated(call, count, &make);
+    }
     let filter = call.filter()?;
     let limit: usize = call.parameter("limit").parse().unwrap_or(0);
     let after = decode_continue(call.parameter("continue"))?;
@@ -479,6 +500,28 @@ fn list(server: &ApiServer, call: &Call) -> Result<Value, Refusal> {
         metadata["remainingItemCount"] = (matching.len() - page.len()).into();
     }
     let items: Vec<&Value> = page.iter().map(|(_, object)| *object).collect();
+    let kind = format!("{}List", call.resource.kind);
+    Ok(json!({"kind": kind, "apiVersion": call.resource.api_version, "metadata": metadata, "items": items}))
+}
+
+fn list_generated(call: &Call, count: usize, make: &Generator) -> Result<Value, Refusal> {
+    let limit: usize = call.parameter("limit").parse().unwrap_or(0);
+    let begin = match decode_continue(call.parameter("continue"))? {
+        Some((_, number)) => number.parse().unwrap_or(count),
+        None => 0,
+    };
+    let end = if limit == 0 { count } else { count.min(begin + limit) };
+    let mut metadata = json!({"resourceVersion": "1000"});
+    if end < count {
+        let key = Key {
+            resource: call.resource.plural,
+            namespace: String::new(),
+            name: end.to_string(),
+        };
+        metadata["continue"] = encode_continue(&key).into();
+        metadata["remainingItemCount"] = (count - end).into();
+    }
+    let items: Vec<Value> = (begin..end).map(|number| make(number)).collect();
     let kind = format!("{}List", call.resource.kind);
     Ok(json!({"kind": kind, "apiVersion": call.resource.api_version, "metadata": metadata, "items": items}))
 }

@@ -1,0 +1,433 @@
+//! From what was listed to the plan of a run, and from the plan to the Jobs of its workers: the one way, which the controller
+//! goes and `lp-exporter plan` shows.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::batch::v1::Job;
+use tracing::warn;
+
+use crate::cli::{
+    LogArguments, LogFormat, LogLevel, PlanningArguments, PushArguments, SelectionArguments, TellingArguments,
+};
+use crate::deadlines::deadlines;
+use crate::kubernetes::job::{DEFAULT_TEMPLATE, Template, WorkerSpec};
+use crate::pushgateway::{GroupingLabels, Pushgateway};
+use crate::text::one_line;
+use crate::volumes::claims::{Claim, Claims};
+use crate::volumes::collect::Collect;
+use crate::volumes::known_paths::KnownPaths;
+use crate::volumes::node_plan::{NodePlan, Run, TooLarge};
+use crate::volumes::path::BasePaths;
+use crate::volumes::plan::{self, Collecting, Plan, PlannedNode, Surroundings};
+use crate::volumes::pods::{PodPlaces, needs_pods};
+use crate::volumes::selection::{ClaimLabels, Selection};
+use crate::volumes::selector::Selector;
+use crate::volumes::volume::{Node, SkipReason, Skipped, Volume};
+
+/// The name of the instance where no CronJob gives one.
+pub const INSTANCE: &str = "lp-exporter";
+
+/// The longest message about flags.
+const MESSAGE_MAX_CHARS: usize = 1000;
+/// How many volumes are planned before the memory of their list is given back: about 1 MB.
+const VOLUMES_A_SHRINK: usize = 4096;
+
+/// What decides which Jobs a run makes.
+pub struct Settings {
+    /// The directories below which volumes lie.
+    pub base_paths: BasePaths,
+    /// Which volumes and nodes are measured.
+    pub selection: Selection,
+    /// Whether pods are asked where volumes lie that do not say so.
+    pub locate_by_pods: bool,
+    /// What is told of volumes and nodes.
+    pub collect: Collect,
+    /// How old a directory has to be to count as one that no volume owns.
+    pub orphan_age: Duration,
+    /// The time between two runs.
+    pub interval: Duration,
+    /// The template of the workers' Jobs.
+    pub template: Template,
+    /// The image of the workers, if it was given.
+    pub worker_image: Option<String>,
+    /// The namespace of the workers' Jobs, if it was given.
+    pub namespace: Option<String>,
+}
+
+impl Settings {
+    /// Reads and checks what the flags say.
+    ///
+    /// # Errors
+    /// What makes no sense, with the flag or the file that it comes from.
+    pub fn new(arguments: PlanningArguments) -> anyhow::Result<Settings> {
+        let PlanningArguments {
+            base_paths,
+            selection,
+            telling,
+            interval,
+            job_template,
+            worker_image,
+            namespace,
+        } = arguments;
+        let template = match job_template {
+            None => Template::parse(DEFAULT_TEMPLATE).context("the compiled-in Job template")?,
+            Some(path) => {
+                let place = || format!("the Job template {}", path.display());
+                let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {}", place()))?;
+                Template::parse(&text).with_context(place)?
+            }
+        };
+        let base_paths = BasePaths::new(base_paths.iter().map(String::as_str)).context("--base-path")?;
+        let TellingArguments {
+            collect,
+            orphan_age,
+            claim_labels,
+        } = telling;
+        let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
+        let (selection, locate_by_pods) = select(selection, claim_labels);
+        // Refuses what cannot be before anything is asked of anybody.
+        deadlines(interval, None)?;
+        Ok(Settings {
+            base_paths,
+            selection,
+            locate_by_pods,
+            collect: Collect::new(collect),
+            orphan_age,
+            interval,
+            template,
+            worker_image,
+            namespace,
+        })
+    }
+}
+
+/// The names in a list that people write: a variable that is set to nothing holds none.
+fn set(names: Vec<String>) -> BTreeSet<String> {
+    let names = names.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+/// What is to be measured, and whether pods are asked where volumes lie.
+fn select(arguments: SelectionArguments, claim_labels: ClaimLabels) -> (Selection, bool) {
+    let SelectionArguments {
+        storage_classes,
+        claim_namespaces,
+        claim_selectors,
+        nodes,
+        only_nodes,
+        scan_nodes,
+        locate_by_pods,
+    } = arguments;
+    let selection = Selection {
+        storage_classes: set(storage_classes),
+        namespaces: set(claim_namespaces),
+        nodes: set(nodes),
+        claim_selector: Selector::all(claim_selectors),
+        only_nodes: set(only_nodes),
+        scan_nodes,
+        claim_labels,
+    };
+    (selection, locate_by_pods)
+}
+
+/// What was listed, each object by itself.
+#[derive(Default)]
+pub struct Listed {
+    /// The volumes that could be read.
+    pub volumes: Vec<Volume>,
+    /// The volumes that could not, and those that are not node-local.
+    pub skipped: Vec<Skipped>,
+    /// The claims that could be read.
+    pub claims: Claims,
+    /// The nodes that could be read.
+    pub nodes: Vec<Node>,
+    /// Where the pods of claims run, if they were asked.
+    pub pods: Option<PodPlaces>,
+    /// Claims and nodes that could not be read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A claim or a node that could not be read.
+pub struct Unreadable {
+    /// `PersistentVolumeClaim` or `Node`.
+    pub kind: &'static str,
+    /// Its name, as far as it can be told.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Listed {
+    /// Takes a volume as it was read.
+    pub fn add_volume(&mut self, volume: Result<Volume, Skipped>) {
+        match volume {
+            Ok(volume) => self.volumes.push(volume),
+            Err(skipped) => self.skipped.push(skipped),
+        }
+    }
+
+    /// Takes all volumes of a list. Where none was taken before, their memory is used on: of 100,000 volumes that is 30 MB.
+    pub fn add_volumes(&mut self, volumes: Vec<Result<Volume, Skipped>>) {
+        let skipped = &mut self.skipped;
+        let readable = volumes.into_iter().filter_map(|volume| match volume {
+            Ok(volume) => Some(volume),
+            Err(one) => {
+                skipped.push(one);
+                None
+            }
+        });
+        if self.volumes.is_empty() {
+            self.volumes = readable.collect();
+        } else {
+            self.volumes.extend(readable);
+        }
+    }
+
+    /// Takes a claim as it was read.
+    pub fn add_claim(&mut self, claim: Result<Claim, (String, String)>) {
+        match claim {
+            Ok(claim) => self.claims.add(claim),
+            Err((name, why)) => self.unreadable.push(Unreadable {
+                kind: "PersistentVolumeClaim",
+                name,
+                why,
+            }),
+        }
+    }
+
+    /// Takes a node as it was read.
+    pub fn add_node(&mut self, node: Result<Node, (String, String)>) {
+        match node {
+            Ok(node) => self.nodes.push(node),
+            Err((name, why)) => self.unreadable.push(Unreadable {
+                kind: "Node",
+                name,
+                why,
+            }),
+        }
+    }
+
+    /// Whether every volume could be read: only then is what is not there known to be gone.
+    pub fn is_complete(&self) -> bool {
+        self.skipped.iter().all(|one| one.reason != SkipReason::Undecodable)
+    }
+}
+
+/// Plans a run: every volume that was listed is in the plan, on a node or with a reason.
+pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
+    let Listed {
+        volumes,
+        skipped,
+        claims,
+        nodes,
+        pods,
+        unreadable: _,
+    } = listed;
+    let surroundings = Surroundings {
+        claims: &claims,
+        nodes: &nodes,
+        pods: pods.as_ref(),
+    };
+    plan::plan(
+        handed_over(volumes),
+        skipped,
+        surroundings,
+        &settings.base_paths,
+        &settings.selection,
+    )
+}
+
+/// The volumes one after the other, in their order. What is left of the list shrinks with them: else the whole of it would
+/// stay until the plan is made, which grows meanwhile.
+fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
+    volumes.reverse();
+    std::iter::from_fn(move || {
+        let volume = volumes.pop()?;
+        if volumes.len().is_multiple_of(VOLUMES_A_SHRINK) {
+            volumes.shrink_to_fit();
+        }
+        Some(volume)
+    })
+}
+
+/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
+pub fn worker_environment(
+    push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
+    log: LogArguments,
+) -> Vec<(&'static str, String)> {
+    let level = match log.log_level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+    };
+    let format = match log.log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let mut environment = Vec::new();
+    if let Some((arguments, pushgateway, _)) = push {
+        if arguments.pushgateway_ca_file.is_some() {
+            warn!(
+                "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
+                 LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
+            );
+        }
+        if arguments.pushgateway_url.contains('@') {
+            warn!(
+                "user and password of the Pushgateway's URL are not given to the workers: set \
+                 LP_EXPORTER_PUSHGATEWAY_URL from a Secret in the Job template"
+            );
+        }
+        environment.push(("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()));
+    }
+    environment.push(("LP_EXPORTER_LOG_LEVEL", level.to_owned()));
+    environment.push(("LP_EXPORTER_LOG_FORMAT", format.to_owned()));
+    let labels = push.map(|(.., labels)| labels.to_string()).unwrap_or_default();
+    if !labels.is_empty() {
+        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
+    }
+    environment
+}
+
+/// What the Jobs of a run have in common.
+#[derive(Clone, Copy)]
+pub struct Workers<'a> {
+    /// The run.
+    pub run: &'a Run,
+    /// The base paths of the plan.
+    pub base_paths: &'a BasePaths,
+    /// What is collected.
+    pub collect: &'a Collect,
+    /// How old a directory has to be to count as one that no volume owns.
+    pub orphan_age: Duration,
+    /// What has an owner.
+    pub known_paths: &'a KnownPaths,
+    /// The template of the Jobs.
+    pub template: &'a Template,
+    /// The namespace of the Jobs.
+    pub namespace: &'a str,
+    /// The instance's name.
+    pub instance: &'a str,
+    /// Name and uid of the CronJob that is to own the Jobs.
+    pub cron_job: Option<(&'a str, &'a str)>,
+    /// The workers' image.
+    pub image: &'a str,
+    /// See [`worker_environment`].
+    pub environment: &'a [(&'static str, String)],
+    /// `activeDeadlineSeconds` of the Jobs.
+    pub active_deadline: Duration,
+}
+
+/// What is one Job's own.
+pub struct Attempt<'a> {
+    /// Counts the Jobs that the run makes for the node.
+    pub number: u32,
+    /// What the worker may take.
+    pub budget: Duration,
+    /// Whether only critical pods are let in on the node.
+    pub disk_pressure: bool,
+    /// The base paths that could not be mounted on the node.
+    pub unavailable_bases: &'a [String],
+    /// PersistentVolumes that are not to be touched, where an earlier worker hangs.
+    pub left_alone: Option<&'a BTreeSet<String>>,
+}
+
+impl Workers<'_> {
+    /// Makes the Job of a node's worker, and the compressed plan for it.
+    ///
+    /// # Errors
+    /// [`TooLarge`] when the plan does not fit into a ConfigMap.
+    pub fn make(&self, planned: &PlannedNode, attempt: &Attempt<'_>) -> Result<(Job, Vec<u8>), TooLarge> {
+        let Attempt {
+            number,
+            budget,
+            disk_pressure,
+            unavailable_bases,
+            left_alone,
+        } = *attempt;
+        let collecting = Collecting {
+            collect: self.collect,
+            orphan_age: self.orphan_age,
+            known_paths: self.known_paths,
+        };
+        let mut node_plan = planned.node_plan(
+            self.run,
+            budget.as_secs_f64(),
+            self.base_paths,
+            unavailable_bases,
+            collecting,
+        );
+        if let Some(volumes) = left_alone {
+            // Whoever looks for orphans looks at every directory, and would hang as the first one does.
+            node_plan = node_plan.without_orphans();
+            node_plan.leave_alone(volumes);
+        }
+        let (node_plan, compressed) = encode(node_plan)?;
+        let spec = WorkerSpec {
+            namespace: self.namespace,
+            instance: self.instance,
+            run_id: &self.run.id,
+            node: &planned.name,
+            attempt: number,
+            disk_pressure,
+            cron_job: self.cron_job,
+            image: self.image,
+            environment: self.environment,
+            bases: &node_plan.bases,
+            active_deadline_seconds: self.active_deadline.as_secs(),
+        };
+        Ok((self.template.job(&spec), compressed))
+    }
+}
+
+/// Writes a plan; without what only the search for orphans needs, if it is too large with that.
+fn encode(node_plan: NodePlan) -> Result<(NodePlan, Vec<u8>), TooLarge> {
+    match node_plan.encode() {
+        Ok(compressed) => Ok((node_plan, compressed)),
+        Err(error) if !node_plan.known_paths.is_empty() => {
+            warn!(
+                node = node_plan.node,
+                "no orphans are looked for, because the paths of other volumes do not fit: {error}"
+            );
+            let node_plan = node_plan.without_orphans();
+            let compressed = node_plan.encode()?;
+            Ok((node_plan, compressed))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses to run for nodes that are not there.
+///
+/// # Errors
+/// What to write instead.
+pub fn check_only_nodes(selection: &Selection, nodes: &[Node]) -> Result<(), String> {
+    let is_there = |name: &&String| nodes.iter().any(|node| node.name == **name);
+    let missing: Vec<&str> = selection
+        .only_nodes
+        .iter()
+        .filter(|name| !is_there(name))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "could not find the nodes of --only-node in the cluster: {}; write them as kubectl get nodes does",
+        missing.join(", ")
+    );
+    Err(one_line(&message, MESSAGE_MAX_CHARS))
+}
+
+/// The claims whose pods are to be asked where their volumes lie, because nothing else says so.
+pub fn claims_of_unplaced(volumes: &[Volume], claims: &Claims) -> PodPlaces {
+    let claims = volumes
+        .iter()
+        .filter(|volume| needs_pods(volume))
+        .filter_map(|volume| claims.of(volume))
+        .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
+    PodPlaces::of_claims(claims)
+}
