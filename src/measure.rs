@@ -1,6 +1,7 @@
 //! The program `measure`: the worker's measurement on this machine, without a cluster.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -279,10 +280,16 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
     }
     if rows.len() > 1 {
         let counted = outermost(measured);
+        let known = measured.iter().filter(|(_, one)| one.used_bytes.is_some()).count();
+        let name = if known == rows.len() {
+            "total".to_owned()
+        } else {
+            format!("total of {known} of {} paths", rows.len())
+        };
         let sum = |number: fn(&Measurement) -> Option<u64>| counted.iter().filter_map(|one| number(one)).sum::<u64>();
         let used = human(Some(sum(|one| one.used_bytes)));
         let inodes = HumanCount(sum(|one| one.inodes_used)).to_string();
-        table.add_row([used, String::new(), inodes, String::new(), "total".to_owned()]);
+        table.add_row([used, String::new(), inodes, String::new(), name]);
     }
     let mut out = io::stdout().lock();
     writeln!(out, "{}", table.trim_fmt())?;
@@ -298,9 +305,13 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
 /// The measurements of which none lies in another, so that their sum counts nothing twice.
 fn outermost(measured: &[(Asked, Measurement)]) -> Vec<&Measurement> {
     let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place.as_ref().ok()).collect();
+    // What has no number, or lies on another file system, counts nothing of what is in it.
+    let device = |index: usize| measured[index].1.file_system.as_ref().map(|one| &one.device);
+    let counts = |other: usize, index: usize| measured[other].1.used_bytes.is_some() && device(other) == device(index);
     let is_outermost = |(index, place): (usize, &PathBuf)| {
         let holds = |(other_index, other): (usize, &Option<&PathBuf>)| {
-            other.is_some_and(|other| place.starts_with(other) && (place != other || other_index < index))
+            counts(other_index, index)
+                && other.is_some_and(|other| place.starts_with(other) && (place != other || other_index < index))
         };
         !places.iter().enumerate().any(holds)
     };
@@ -458,12 +469,21 @@ fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
     }
 }
 
-fn write_exposition(measured: &[(Asked, Measurement)]) -> io::Result<()> {
-    let pairs = || {
-        measured
+/// A path as a label: bytes that are not UTF-8 are written out, because two paths must not become one series.
+fn label_of(path: &Path) -> String {
+    let mut label = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        label.push_str(chunk.valid());
+        chunk
+            .invalid()
             .iter()
-            .map(|(asked, one)| (asked.path.to_string_lossy().into_owned(), one))
-    };
+            .for_each(|byte| label.push_str(&format!("\\x{byte:02x}")));
+    }
+    label
+}
+
+fn write_exposition(measured: &[(Asked, Measurement)]) -> io::Result<()> {
+    let pairs = || measured.iter().map(|(asked, one)| (label_of(&asked.path), one));
     let mut exposition = Exposition::new();
     exposition.family(
         &USED,

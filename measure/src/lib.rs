@@ -14,7 +14,7 @@
 //!
 //! # What is never done
 //! No symbolic link is followed below a base, no mount inside a volume is entered, no process is started, nothing is
-//! written, no thread is joined, no lock is held while a file system is asked.
+//! written, no thread is joined, no lock is held while a file system other than /proc is asked.
 //!
 //! # System calls
 //! For a seccomp filter: what measuring calls beyond `start` itself, which only adds what starting a thread takes. The

@@ -146,13 +146,17 @@ fn place_of(list: &[u16], number: u16) -> Result<usize, usize> {
 
 /// The form that takes less than a list of these numbers, if there is one.
 fn cheapest(list: &[u16]) -> Option<Chunk> {
+    let list_bytes = list.len() * 2;
     let mut words = Words::default();
-    for number in list {
-        words.insert(*number)?;
-    }
-    let words_bytes = words.places.len() * 10;
-    if words_bytes < list.len() * 2 {
+    let fits = list.iter().all(|number| words.insert(*number).is_some());
+    if fits && words.places.len() * 10 < list_bytes {
         Some(Chunk::Words(Box::new(words)))
+    } else if list_bytes >= BITMAP_BYTES {
+        let mut bitmap = Box::new([0; WORDS]);
+        for number in list {
+            set_bit(&mut bitmap[usize::from(*number >> 6)], *number);
+        }
+        Some(Chunk::Bitmap(bitmap))
     } else {
         None
     }

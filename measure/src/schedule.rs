@@ -1,7 +1,7 @@
 //! Who does what next: the work that waits, the threads that do it, and those that hang.
 //!
-//! Everything here stands under one lock, which is held for moments only and never during a call to a file system. The
-//! lock is taken once or twice for each directory, which at 10 µs a directory costs nothing that could be measured.
+//! Everything here stands under one lock, which is held for moments only and never during a call to a file system, /proc
+//! aside. It is taken once or twice for a large directory or for several small ones: once for each small one was felt.
 //!
 //! Work is taken last in, first out, so that little of it waits at any time. A tree on which a thread hangs is left
 //! alone; others on the same device come last and one at a time, because they may cost a thread each.
@@ -429,7 +429,7 @@ impl Schedule {
     fn go_on(&mut self, risky: bool, steps_back: bool) -> Option<(Job, Doing)> {
         for place in 0..self.active.len() {
             let id = self.active[place];
-            if self.is_risky(id) != risky || self.trees[id].steps_back() != steps_back {
+            if self.is_risky(id) != risky || self.trees[id].steps_back() != steps_back || self.is_head_taken(id) {
                 continue;
             }
             if let Some((job, sweeping)) = self.trees[id].take() {
@@ -439,11 +439,20 @@ impl Schedule {
         None
     }
 
+    /// Whether another tree is being read in the order of the disk, on the disk on which this one is to be.
+    fn is_head_taken(&self, tree: usize) -> bool {
+        let takes = |other: &usize| {
+            let plan = &self.trees[*other];
+            *other != tree && plan.is_swept && plan.hanging == 0 && self.device_of(*other) == self.device_of(tree)
+        };
+        self.trees[tree].is_to_be_swept() && self.active.iter().any(takes)
+    }
+
     /// Shares the time that is left among the trees that are left: one that had its share steps back until each of the
     /// others had a turn. Nothing of it is lost, and it goes on when there is time.
     pub(crate) fn share(&mut self, left: Duration, elapsed: Duration) {
         let walking = |worker: &Worker| match worker.doing {
-            Doing::Walking { tree, .. } if !worker.hangs => Some(tree),
+            Doing::Walking { tree, .. } => Some(tree),
             _ => None,
         };
         let served: HashSet<usize> = self.workers.values().filter_map(walking).collect();
@@ -458,6 +467,12 @@ impl Schedule {
             tree.steps_back
                 .store(others_come_first && had_its_share(&tree.id), Relaxed);
         }
+    }
+
+    /// The time for which somebody read a volume; none if it is not the outermost one of a tree.
+    pub(crate) fn served(&self, volume: usize) -> Option<Duration> {
+        let of_volume = self.trees.iter().filter(|plan| plan.volume == volume);
+        of_volume.map(|plan| plan.served).max()
     }
 
     fn begin_tree(&mut self, risky: bool) -> Option<(Job, Doing)> {
@@ -682,11 +697,15 @@ impl Plan {
         self.tree.as_ref().is_some_and(|tree| tree.steps_back.load(Relaxed))
     }
 
+    fn is_to_be_swept(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.sweep.load(Relaxed))
+    }
+
     fn take(&mut self) -> Option<(Job, bool)> {
         if self.hanging > 0 || self.is_swept {
             return None;
         }
-        if !self.pending.is_empty() && self.tree.as_ref().is_some_and(|tree| tree.sweep.load(Relaxed)) {
+        if !self.pending.is_empty() && self.is_to_be_swept() {
             self.is_swept = true;
             return self.tree.clone().map(|tree| (Job::Sweep(tree), true));
         }

@@ -1,7 +1,7 @@
 //! Entries to totals. Pure: no file system, no clock.
 //!
-//! A thread gathers what it sees in one directory in a [`Batch`] and adds that to the tally of each volume that owns the
-//! directory. Files with several links are decided only there, because each volume counts them by itself.
+//! A thread gathers what it sees in a directory, or in several of one owner, in a [`Batch`] and adds that to the tally of each volume that owns the
+//! directories. Files with several links are decided only there, because each volume counts them by itself.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use crate::{Measurement, Method, PlaceError, State};
 /// So many places are named; the rest is only counted.
 const FIRST_ERRORS: usize = 10;
 
-/// What was seen in one directory.
+/// What was seen in one directory, or in several of one owner.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) used: u128,

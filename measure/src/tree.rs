@@ -27,6 +27,9 @@ use crate::open::Opener;
 use crate::tally::Tally;
 use crate::{DirectoryId, FileSystem, State};
 
+/// What is said of whatever a thread of ours panicked over.
+pub(crate) const BUG: &str = "a thread panicked: this is a mistake in the program, please report it";
+
 /// What the supervisor is told.
 pub(crate) enum Event {
     /// A target could not be opened.
@@ -145,8 +148,7 @@ impl Volume {
     /// A thread of ours panicked over something in it: that is a mistake of this crate, and no number.
     pub(crate) fn fail_by_bug(&self) {
         for volume in self.chain() {
-            let detail = "a thread panicked: this is a mistake in the program, please report it";
-            volume.tally().end(State::IoError, Some(detail.to_owned()));
+            volume.tally().end(State::IoError, Some(BUG.to_owned()));
         }
     }
 
@@ -167,7 +169,7 @@ pub(crate) struct Tree {
     pub(crate) rotating: bool,
     /// Read it in the order of the disk.
     pub(crate) sweep: AtomicBool,
-    /// It had its share of the time: those that have not begun come first.
+    /// It had its share of the time: those that had less of theirs come first.
     pub(crate) steps_back: AtomicBool,
     /// The directories that were entered: a directory that is moved while we read is met twice.
     pub(crate) entered: Mutex<Seen>,

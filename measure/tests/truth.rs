@@ -5,13 +5,14 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
 use common::{assert_like_du, du, inside, run, walk, whole};
-use lp_measure::{Config, Measurement, State, Target, measure};
+use lp_measure::{Config, Measurement, Rotating, State, Target, measure};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
 
 fn one(base: &Path, relative: &str) -> Measurement {
@@ -319,7 +320,7 @@ fn budgets_and_cancelling_leave_states_and_never_a_part() {
 /// The largest comes first, and its time alone is more than half of what there is: in one directory, or in many.
 #[test]
 fn one_large_volume_leaves_the_others_their_time() {
-    for directories in [1, 40] {
+    for (directories, rotating, threads) in [(1, Rotating::No, 2), (40, Rotating::No, 2), (40, Rotating::Yes, 1)] {
         let base = tempfile::tempdir().unwrap();
         for number in 0..20_000 {
             let directory = base.path().join(format!("0 large/{}", number % directories));
@@ -339,13 +340,15 @@ fn one_large_volume_leaves_the_others_their_time() {
             let config = Config {
                 entries_per_second: 4000,
                 total_budget: Some(Duration::from_secs(seconds)),
+                threads_max: NonZeroUsize::new(threads).unwrap(),
+                rotating,
                 ..Config::full_speed()
             };
             let targets = names.iter().map(|name| inside(base.path(), name)).collect();
             let states: Vec<State> = measure(targets, config).iter().map(|found| found.state).collect();
             let mut expected = vec![State::Complete; 11];
             expected[0] = large;
-            assert_eq!(states, expected, "{directories} directories, {seconds} s");
+            assert_eq!(states, expected, "{directories} directories, {rotating:?}, {seconds} s");
         }
     }
 }
