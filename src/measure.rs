@@ -11,13 +11,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use lp_measure::{Config, Measurement, PlaceError, Progress, State, Target, Wanted};
+use lp_measure::{Config, Measurement, Method, MountTable, PlaceError, Progress, State, Target, Wanted};
 use serde::Serialize;
 
 use crate::cli::{MeasureArguments, OutputFormat};
 use crate::exit::Exit;
 use crate::exposition::{Exposition, Family};
-use crate::text::one_line;
+use crate::text::{one_line, tell};
 
 /// The version of the JSON document.
 const JSON_VERSION: u32 = 1;
@@ -71,7 +71,7 @@ pub fn main(arguments: MeasureArguments) -> Exit {
     };
     let asked = ask(paths);
     for note in asked.iter().filter_map(Asked::note) {
-        eprintln!("note: {note}");
+        tell(&format!("note: {note}"));
     }
     let measured = measure(asked, config);
     let written = match output {
@@ -82,7 +82,7 @@ pub fn main(arguments: MeasureArguments) -> Exit {
     match written {
         // A reader that has seen enough is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("error: could not write the result: {error}");
+            tell(&format!("error: could not write the result: {error}"));
             Exit::Unexpected
         }
         _ if measured.iter().all(|(_, one)| one.state == State::Complete) => Exit::Done,
@@ -103,15 +103,22 @@ struct Asked {
 impl Asked {
     /// What the user may not have meant.
     fn note(&self) -> Option<String> {
-        let path = self.path.display();
+        let path = printable(&self.path);
         let mut notes = Vec::new();
         if self.times > 1 {
             notes.push(format!("{path} is given {} times and measured once", self.times));
         }
         if let Some(target) = &self.followed_symlink_to {
-            notes.push(format!("{path} is a symbolic link; {} is measured", target.display()));
-        } else if let (true, Ok(place)) = (self.path.is_relative(), &self.place) {
-            notes.push(format!("{path} is relative; {} is measured", place.display()));
+            notes.push(format!("{path} is a symbolic link; {} is measured", printable(target)));
+        } else if let Ok(place) = &self.place {
+            if self.path.is_relative() {
+                notes.push(format!("{path} is relative; {} is measured", printable(place)));
+            } else if self.path.components().ne(place.components()) {
+                notes.push(format!(
+                    "{path} leads through a symbolic link; {} is measured",
+                    printable(place)
+                ));
+            }
         }
         (!notes.is_empty()).then(|| notes.join("; "))
     }
@@ -126,7 +133,9 @@ fn ask(paths: Vec<PathBuf>) -> Vec<Asked> {
             continue;
         }
         let place = place_of(&path);
-        let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        // Without a slash at its end, which would look through the link.
+        let itself = path.components().as_path();
+        let is_link = itself.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
         let followed_symlink_to = if is_link { path.canonicalize().ok() } else { None };
         asked.push(Asked {
             path,
@@ -145,6 +154,12 @@ fn place_of(path: &Path) -> Result<PathBuf, (State, String)> {
     let place = path.canonicalize().map_err(|error| {
         if error.raw_os_error() == Some(libc::ELOOP) {
             return (State::NotADirectory, "its symbolic links lead in a circle".to_owned());
+        }
+        if error.raw_os_error() == Some(libc::ENAMETOOLONG) {
+            return (
+                State::Missing,
+                "it is longer than any path may be; measure from a directory nearer to it".to_owned(),
+            );
         }
         let state = match error.kind() {
             io::ErrorKind::NotFound => State::Missing,
@@ -274,7 +289,11 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
             human(one.used_bytes),
             apparent(one),
             inodes,
-            one.state.to_string(),
+            if one.method == Some(Method::Statfs) {
+                format!("{} ({})", one.state, Method::Statfs)
+            } else {
+                one.state.to_string()
+            },
             printable(&asked.path),
         ]);
     }
@@ -287,8 +306,12 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
             format!("total of {known} of {} paths", rows.len())
         };
         let sum = |number: fn(&Measurement) -> Option<u64>| counted.iter().filter_map(|one| number(one)).sum::<u64>();
-        let used = human(Some(sum(|one| one.used_bytes)));
-        let inodes = HumanCount(sum(|one| one.inodes_used)).to_string();
+        let used = human((known > 0).then(|| sum(|one| one.used_bytes)));
+        let inodes = if known > 0 {
+            HumanCount(sum(|one| one.inodes_used)).to_string()
+        } else {
+            "-".to_owned()
+        };
         table.add_row([used, String::new(), inodes, String::new(), name]);
     }
     let mut out = io::stdout().lock();
@@ -305,13 +328,19 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
 /// The measurements of which none lies in another, so that their sum counts nothing twice.
 fn outermost(measured: &[(Asked, Measurement)]) -> Vec<&Measurement> {
     let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place.as_ref().ok()).collect();
-    // What has no number, or lies on another file system, counts nothing of what is in it.
-    let device = |index: usize| measured[index].1.file_system.as_ref().map(|one| &one.device);
-    let counts = |other: usize, index: usize| measured[other].1.used_bytes.is_some() && device(other) == device(index);
+    // What has no number counts nothing of what is in it, and a mount inside is not counted either.
+    let mounts = MountTable::read();
+    let is_within = |inner: &Path, outer: &Path| {
+        let way = inner.strip_prefix(outer).ok()?;
+        let (outer, inner) = (mounts.place(outer)?, mounts.place(inner)?);
+        Some(inner.0 == outer.0 && inner.1 == outer.1.join(way))
+    };
     let is_outermost = |(index, place): (usize, &PathBuf)| {
         let holds = |(other_index, other): (usize, &Option<&PathBuf>)| {
-            counts(other_index, index)
-                && other.is_some_and(|other| place.starts_with(other) && (place != other || other_index < index))
+            measured[other_index].1.used_bytes.is_some()
+                && other.is_some_and(|other| {
+                    (place != other || other_index < index) && is_within(place, other).unwrap_or(false)
+                })
         };
         !places.iter().enumerate().any(holds)
     };
@@ -325,7 +354,7 @@ fn write_largest(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io::
     }
     writeln!(
         out,
-        "\nlargest directories in {}, each with all that it holds:",
+        "\nlargest directories in {}, each with all that it holds (a file with several links, where it was met first):",
         printable(&asked.path)
     )?;
     for (path, bytes) in &one.largest {
@@ -350,7 +379,7 @@ fn write_problems(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io:
     let detail = one
         .state_detail
         .as_deref()
-        .map(|detail| format!(": {detail}"))
+        .map(|detail| format!(": {}", one_line(detail, PATH_MAX_CHARS)))
         .unwrap_or_default();
     writeln!(out, "\n{} has no number: {}{detail}", printable(&asked.path), one.state)?;
     for PlaceError { path, error } in &one.first_errors {
@@ -385,6 +414,8 @@ struct Entry<'a> {
     first_errors: Vec<EntryError<'a>>,
     mounts_skipped: u64,
     followed_symlink_to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    followed_symlink_to_base64: Option<String>,
     seconds: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     largest: Vec<Largest>,
@@ -436,6 +467,7 @@ fn write_json(measured: &[(Asked, Measurement)]) -> io::Result<()> {
 
 fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
     let errors = one.first_errors.iter();
+    let followed = asked.followed_symlink_to.as_deref().map(JsonPath::new);
     Entry {
         path: JsonPath::new(&asked.path),
         state: one.state.as_str(),
@@ -453,10 +485,8 @@ fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
             })
             .collect(),
         mounts_skipped: one.mounts_skipped,
-        followed_symlink_to: asked
-            .followed_symlink_to
-            .as_deref()
-            .map(|path| path.to_string_lossy().into_owned()),
+        followed_symlink_to: followed.as_ref().map(|link| link.path.clone()),
+        followed_symlink_to_base64: followed.and_then(|link| link.path_base64),
         seconds: one.seconds,
         largest: one
             .largest

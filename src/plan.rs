@@ -26,7 +26,7 @@ use crate::planning::{
     worker_environment,
 };
 use crate::redact::Redactor;
-use crate::text::one_line;
+use crate::text::{one_line, tell};
 use crate::volumes::node_plan::{COMPRESSED_MAX_BYTES, Run};
 use crate::volumes::path::BasePaths;
 use crate::volumes::plan::{PlacedVolume, Plan, PlannedNode};
@@ -107,7 +107,7 @@ pub fn main(arguments: PlanArguments) -> Exit {
     let (listed, namespace) = listed;
     note_unreadable(&listed.unreadable, redact);
     if listed.nodes.is_empty() {
-        eprintln!("note: there are no nodes in it, so no volume can be placed");
+        tell("note: there are no nodes in it, so no volume can be placed");
     }
     if let Err(why) = check_only_nodes(&settings.selection, &listed.nodes) {
         return failed(&anyhow::Error::msg(why), Exit::BadConfiguration);
@@ -124,7 +124,7 @@ pub fn main(arguments: PlanArguments) -> Exit {
 }
 
 fn failed(error: &anyhow::Error, exit: Exit) -> Exit {
-    eprintln!("error: {error:#}");
+    tell(&format!("error: {error:#}"));
     exit
 }
 
@@ -185,7 +185,7 @@ fn read_dump(file: &Path, settings: &Settings, redact: bool) -> anyhow::Result<L
         } else {
             format!(": {}", kinds.join(", "))
         };
-        eprintln!("note: passed over {count} objects of other kinds{kinds}");
+        tell(&format!("note: passed over {count} objects of other kinds{kinds}"));
     }
     Ok(listed)
 }
@@ -196,12 +196,12 @@ fn note_unreadable(unreadable: &[Unreadable], redact: bool) {
         by_kind.entry(one.kind).or_default().push(one);
     }
     for (kind, all) in by_kind {
-        eprintln!(
+        tell(&format!(
             "note: passed over {} objects of the kind {kind} that cannot be read",
             all.len()
-        );
+        ));
         for Unreadable { kind: _, name, why } in all.into_iter().take(SKIPPED_SHOWN).filter(|_| !redact) {
-            eprintln!("note:   {}: {why}", one_line(name, NAME_MAX_CHARS));
+            tell(&format!("note:   {}: {why}", one_line(name, NAME_MAX_CHARS)));
         }
     }
 }
@@ -346,14 +346,14 @@ impl Shown {
             unreachable!("an interval without deadlines was refused with the flags")
         };
         if !self.is_image_known {
-            eprintln!("note: no --worker-image was given; the Jobs have the one that the manifests name");
+            tell("note: no --worker-image was given; the Jobs have the one that the manifests name");
         }
         if !self
             .environment
             .iter()
             .any(|(name, _)| *name == "LP_EXPORTER_PUSHGATEWAY_URL")
         {
-            eprintln!("note: no --pushgateway-url was given; the Jobs do not say where to push");
+            tell("note: no --pushgateway-url was given; the Jobs do not say where to push");
         }
         let workers = self.workers(deadlines.worker_job);
         for node in &self.plan.nodes {

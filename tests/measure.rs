@@ -140,3 +140,77 @@ fn du(path: &Path, unit: &str) -> u64 {
     let said = String::from_utf8(said).unwrap();
     said.split_whitespace().next().unwrap().parse().unwrap()
 }
+
+/// Names are anybody's: none of them drives a terminal, and no two of them become one series.
+#[test]
+fn hostile_names() {
+    let place = tempfile::tempdir().unwrap();
+    let escape = OsString::from_vec(b"d\x1b[31m\x1b]0;pwned\x07\n".to_vec());
+    fs::create_dir_all(place.path().join(&escape).join("sub")).unwrap();
+    symlink(&escape, place.path().join("link")).unwrap();
+    fs::write(place.path().join(&escape).join("file"), b"x").unwrap();
+    let file_below = Path::new(&escape).join("file/below").into_os_string();
+    for arguments in [
+        vec!["link".into()],
+        vec![escape.clone(), file_below],
+        vec!["link/".into()],
+    ] {
+        let ended = measure(place.path(), &arguments);
+        let told = ended.out + &ended.errors;
+        let odd = told.chars().find(|c| c.is_control() && *c != '\n');
+        assert_eq!(odd, None, "{told:?}");
+        assert!(!told.contains("pwned\n"), "{told:?}");
+    }
+    for name in [b"a\xff", b"a\xfe"] {
+        fs::create_dir(place.path().join(OsString::from_vec(name.to_vec()))).unwrap();
+    }
+    let both = [b"a\xff", b"a\xfe"].map(|name| OsString::from_vec(name.to_vec()));
+    let ended = measure(place.path(), &[words("--output prometheus").as_slice(), &both].concat());
+    let mut lines: Vec<&str> = ended.out.lines().filter(|line| !line.starts_with('#')).collect();
+    let count = lines.len();
+    lines.dedup_by_key(|line| line.split(' ').next());
+    assert_eq!((lines.len(), count), (8, 8), "{}", ended.out);
+}
+
+#[test]
+fn the_total_counts_what_has_a_number_once() {
+    let place = place();
+    fs::write(place.path().join("good/inside/file"), [1; 50_000]).unwrap();
+    let last_line = |arguments: &str| {
+        let ended = measure(place.path(), &words(arguments));
+        let lines: Vec<String> = ended.out.lines().map(str::to_owned).collect();
+        lines
+            .into_iter()
+            .find(|line| line.contains("total"))
+            .unwrap_or_default()
+    };
+    let of = |arguments: &str| {
+        last_line(arguments)
+            .split_whitespace()
+            .take(2)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let human = bytesize::ByteSize(du(&place.path().join("good"), "-B1"))
+        .display()
+        .iec()
+        .to_string();
+    assert_eq!(of("good good/inside"), human);
+    assert_eq!(of("good absent"), human);
+    assert!(last_line("good absent").contains("total of 1 of 2 paths"));
+    assert!(last_line("absent nowhere").trim_start().starts_with('-'));
+}
+
+#[test]
+fn nobody_to_tell_is_no_failure() {
+    let place = place();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["measure", "good", "--output", "json"])
+        .current_dir(place.path())
+        .stderr(full)
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(0));
+    assert!(ended.stdout.starts_with(b"{"));
+}

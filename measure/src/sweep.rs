@@ -53,6 +53,11 @@ impl<T> Elevator<T> {
         self.waiting.len() < WAITING_MAX
     }
 
+    /// Whether none waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.too_many.is_empty()
+    }
+
     /// The next one upwards, or the lowest.
     pub(crate) fn next(&mut self) -> Option<T> {
         if let Some((_, directory)) = self.too_many.pop() {

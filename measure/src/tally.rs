@@ -82,7 +82,8 @@ pub(crate) struct Tally {
     detail: Option<String>,
     errors: u64,
     first_errors: Vec<PlaceError>,
-    largest: BinaryHeap<Reverse<(u64, PathBuf)>>,
+    /// The least of them first: of equal ones, the last by name.
+    largest: BinaryHeap<Reverse<(u64, Reverse<PathBuf>)>>,
     statfs: Option<(u64, u64)>,
 }
 
@@ -154,11 +155,14 @@ impl Tally {
 
     /// Offers a directory with all inside it for the list of the largest.
     pub(crate) fn offer(&mut self, count: usize, bytes: u64, path: impl FnOnce() -> PathBuf) {
-        if self.largest.len() < count {
-            self.largest.push(Reverse((bytes, path())));
-        } else if self.largest.peek().is_some_and(|Reverse((least, _))| *least < bytes) {
+        let is_full = self.largest.len() >= count;
+        let least = self.largest.peek().filter(|_| is_full);
+        if least.is_some_and(|Reverse((least, _))| bytes < *least) || count == 0 {
+            return;
+        }
+        self.largest.push(Reverse((bytes, Reverse(path()))));
+        if is_full {
             self.largest.pop();
-            self.largest.push(Reverse((bytes, path())));
         }
     }
 
@@ -176,7 +180,7 @@ impl Tally {
     pub(crate) fn measurement(&mut self, seconds: f64) -> Measurement {
         let mut largest: Vec<(PathBuf, u64)> = std::mem::take(&mut self.largest)
             .into_iter()
-            .map(|Reverse((bytes, path))| (path, bytes))
+            .map(|Reverse((bytes, Reverse(path)))| (path, bytes))
             .collect();
         largest.sort_by(|(path, bytes), (other_path, other)| other.cmp(bytes).then_with(|| path.cmp(other_path)));
         let mut result = Measurement {

@@ -390,7 +390,9 @@ impl Shared {
                 .mount
                 .and_then(|mount| mounts::file_system(&self.mounts, mount, &fd));
             let mut above = Vec::new();
-            if self.targets.len() > 1 && self.targets[target].wanted == Wanted::Contents {
+            // The largest directories of a volume are its own matter: it is walked by itself for them.
+            let may_nest = self.targets.len() > 1 && self.config.top_directories == 0;
+            if may_nest && self.targets[target].wanted == Wanted::Contents {
                 let mut at = (fd, key);
                 while let Ok(fd) = self.opener.above(at.0.as_fd(), key.mount) {
                     let Ok(next) = key_of(fd.as_fd()) else { break };
@@ -873,7 +875,8 @@ impl Shared {
                     Pending::Rest(directory, fd) => left.push((directory, fd)),
                 }
             }
-            while window.len() < size && !self.is_over() {
+            let is_wanted = || !self.is_over() && !tree.steps_back.load(Relaxed);
+            while window.len() < size && is_wanted() {
                 // What was left comes again once there is room for what is in it.
                 let next = match left.pop_if(|_| waiting.has_room()) {
                     Some(left) => Some(left),
@@ -888,8 +891,8 @@ impl Shared {
                     left.push((directory, fd));
                 }
             }
-            let is_done = window.is_empty();
             self.look_at_window(&mut window, &mut waiting, hands);
+            let is_done = waiting.is_empty() && left.is_empty();
             if is_done || self.is_over() || self.is_warm(before, began, hands) {
                 tree.sweep.store(false, Relaxed);
                 break;
