@@ -91,6 +91,12 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         ),
         trial(
             s,
+            "orphans_are_what_du_says",
+            &[&s.node_exec],
+            steps::shapes::orphans_are_what_du_says,
+        ),
+        trial(
+            s,
             "a_base_that_cannot_be_mounted",
             &[],
             steps::nodes::a_base_that_cannot_be_mounted,

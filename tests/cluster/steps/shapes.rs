@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{REPORT, WORKER, World};
 use crate::fixtures::{self, BASES, text};
+use crate::install::set_env;
 use crate::kubectl::{apply, eventually, get, items, kubectl, on_node, output};
 use crate::observe::{self, Group, Labels};
 use crate::runs::run;
@@ -21,8 +22,8 @@ const LABEL: &str = "lp-e2e-shapes";
 /// A label of the nodes with a number, which as a text has another order.
 const RANK_LABEL: &str = "lp-e2e-rank";
 const HOSTNAME: &str = "kubernetes.io/hostname";
-/// The directory below each base path that holds everything.
-const FOLDERS: [&str; 1] = ["lp-e2e-shapes"];
+/// The directories below each base path that hold everything.
+const FOLDERS: [&str; 3] = ["lp-e2e-shapes", "lp-e2e-shapes-2", "lp-e2e-shapes-empty"];
 /// Where the images of the disks are.
 const IMAGES: &str = "/var/tmp/lp-e2e-shapes";
 const CAPACITY: &str = "1Gi";
@@ -147,6 +148,70 @@ pub(crate) fn every_shape_is_measured_or_told(world: &World) -> Result<()> {
             shapes.len(),
             world.claims.len()
         ));
+        Ok(())
+    })
+}
+
+/// Directories that no volume owns are counted, with the bytes that `du` says, and nothing else is.
+pub(crate) fn orphans_are_what_du_says(world: &World) -> Result<()> {
+    let node = &world.nodes.troubled;
+    let [o, d] = bases();
+    let on = |name: &str| Some(hostname(name));
+    let left = || Expected::Left("no_node_named");
+    let walked = || Expected::Walked(Place::On(node.clone()));
+    let shapes = [
+        Shape::new("nested", local(&format!("{d}/nested/volume")), on(node), walked()),
+        Shape::new("unplaced", host_path(&format!("{d}/unplaced"), None), None, left()),
+        Shape::new(
+            "elsewhere",
+            local(&format!("{d}/elsewhere")),
+            on(&world.nodes.home),
+            Expected::Without("missing", Place::On(world.nodes.home.clone())),
+        ),
+    ];
+    let script = format!(
+        "{FILL}
+        fill {o} 1; fill {o}-2 2; fill {d}/nested/volume 3; fill {d}/nested/left 4; fill {d}/unplaced 5
+        fill {d}/elsewhere 6
+        mkdir -p {o}-empty/parent/child {d}/empty {d}/disk {IMAGES}
+        ln -s {d}/elsewhere {d}/link; echo text > {d}/file
+        mkdir -p '{base}/lost+found' {base}/.Trash-4711
+        fill '{base}/lost+found/lp-e2e-shapes' 7; fill {base}/.Trash-4711/lp-e2e-shapes 8
+        {DISK}
+        disk ext4 32M {d}/disk; fill {d}/disk/directory 9
+        sync",
+        base = BASES[0]
+    );
+    within(world, || {
+        on_node(&world.settings.node_exec, node, &["sh", "-ec", &script])?;
+        apply(&shapes.each_ref().map(|shape| shape.object.clone()))?;
+        // All of them are too young.
+        run()?.ensure_done()?;
+        let before = orphans(node)?;
+        set_env("LP_EXPORTER_ORPHAN_AGE=0s")?;
+        let done = run();
+        set_env("LP_EXPORTER_ORPHAN_AGE-")?;
+        let done = done?.ensure_done()?;
+        let after = orphans(node)?;
+        let expected = [
+            (BASES[0], [o.clone(), format!("{o}-2")]),
+            (BASES[1], [format!("{d}/elsewhere"), format!("{d}/nested/left")]),
+        ];
+        let summary = done.worker_summary(node)?;
+        for (base, paths) in &expected {
+            let mut bytes = 0;
+            for path in paths {
+                bytes += fixtures::used_bytes(&world.settings.node_exec, node, path)?;
+                let is_named = summary["orphans"].as_array().into_iter().flatten();
+                let is_named = is_named.into_iter().any(|orphan| orphan["path"] == path.as_str());
+                ensure!(is_named, "{path} is not named: {summary}");
+            }
+            let told = (after[*base].0 - before[*base].0, after[*base].1 - before[*base].1);
+            ensure!(
+                told == (paths.len() as f64, bytes as f64),
+                "orphans below {base}: {told:?} more than before, expected {paths:?} with {bytes} bytes\n{summary}"
+            );
+        }
         Ok(())
     })
 }
@@ -491,15 +556,20 @@ fn remove(world: &World) -> Result<()> {
     let wait = ["--ignore-not-found", "--timeout=120s", "--request-timeout=0"];
     kubectl(&[&["delete", "namespace", NAMESPACE][..], &wait].concat())?;
     kubectl(&[&["delete", "pv", "-l", LABEL][..], &wait].concat())?;
-    let disks = ["ext4", "xfs"].map(|name| format!("{}/{name}", bases()[1])).join(" ");
+    let disks = ["ext4", "xfs", "disk"]
+        .map(|name| format!("{}/{name}", bases()[1]))
+        .join(" ");
     let folders: Vec<String> = BASES
         .iter()
         .flat_map(|base| FOLDERS.map(|folder| format!("{base}/{folder}")))
         .collect();
     let script = format!(
         "for disk in {disks}; do ! mountpoint -q $disk || umount $disk; done
-        rm -rf --one-file-system {} {IMAGES}",
+        rm -rf --one-file-system {} {base}/lost+found/{folder} {base}/.Trash-4711/{folder} {IMAGES}
+        for waste in {base}/lost+found {base}/.Trash-4711; do [ ! -d $waste ] || rmdir --ignore-fail-on-non-empty $waste; done",
         folders.join(" "),
+        base = BASES[0],
+        folder = FOLDERS[0],
     );
     for node in world.nodes.all() {
         on_node(&world.settings.node_exec, node, &["sh", "-ec", &script])?;
@@ -830,4 +900,18 @@ fn check_pushes(_: &World, groups: &[Group]) -> Result<()> {
     let up = observe::query("up")?;
     ensure!(up.iter().all(|(_, value)| *value == 1.0), "not scraped: {up:?}");
     Ok(())
+}
+
+/// Count and bytes of the orphans of a node, by base path.
+fn orphans(node: &str) -> Result<BTreeMap<&'static str, (f64, f64)>> {
+    let group = observe::find_group(WORKER, Some(node))?;
+    let told = BASES.map(|base| {
+        let [count, bytes] = ["directories", "bytes"].map(|what| {
+            let metric = format!("local_volume_orphaned_{what}");
+            let found = group.sample(&metric, &[("path", base)]);
+            found.with_context(|| format!("no {metric} of {base}: {:?}", group.metrics.get(&metric)))
+        });
+        Ok((base, (count?, bytes?)))
+    });
+    told.into_iter().collect()
 }
