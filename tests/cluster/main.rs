@@ -97,6 +97,12 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         ),
         trial(
             s,
+            "pods_say_where_volumes_lie",
+            &[&s.node_exec],
+            steps::shapes::pods_say_where_volumes_lie,
+        ),
+        trial(
+            s,
             "a_base_that_cannot_be_mounted",
             &[],
             steps::nodes::a_base_that_cannot_be_mounted,

@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{REPORT, WORKER, World};
-use crate::fixtures::{self, BASES, text};
-use crate::install::set_env;
+use crate::fixtures::{self, BASES, busybox_pod, text};
+use crate::install::{set_env, with_pods_located};
 use crate::kubectl::{apply, eventually, get, items, kubectl, on_node, output};
 use crate::observe::{self, Group, Labels};
-use crate::runs::run;
+use crate::runs::{has_condition, run};
 
 /// The namespace of the claims.
 const NAMESPACE: &str = "lp-e2e-shapes";
@@ -213,6 +213,61 @@ pub(crate) fn orphans_are_what_du_says(world: &World) -> Result<()> {
             );
         }
         Ok(())
+    })
+}
+
+/// With the component, pods say where a volume lies that does not say so itself; those that say two things say nothing.
+pub(crate) fn pods_say_where_volumes_lie(world: &World) -> Result<()> {
+    let [o, _] = bases();
+    let nodes = &world.nodes;
+    let several = || Expected::Left("pods_on_several_nodes");
+    let walked = || Expected::Walked(Place::On(nodes.troubled.clone()));
+    let unplaced = || Expected::Left("no_node_named");
+    let make =
+        |name, expected| Shape::new(name, host_path(&format!("{o}/{name}"), None), None, expected).phase("Bound");
+    let shapes = [
+        make("by-pod", walked()),
+        make("by-pods", several()),
+        make("by-none", unplaced()),
+        make("by-none-unbound", unplaced()).phase("Available"),
+    ];
+    let pod = |name: &str, node: &str, claim: &str| {
+        let mut pod = busybox_pod(&world.settings, NAMESPACE, name, node, "sleep 1000000");
+        pod["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        pod
+    };
+    let pods = [
+        pod("one", &nodes.troubled, "by-pod"),
+        pod("two", &nodes.troubled, "by-pods"),
+        pod("three", &nodes.home, "by-pods"),
+    ];
+    within(world, || {
+        make_directories(world, &shapes)?;
+        apply(&shapes.each_ref().map(|shape| shape.object.clone()))?;
+        apply(&shapes.each_ref().map(|shape| shape.claim(shape.name, json!({})))[..3])?;
+        wait_for_phases(&shapes)?;
+        apply(&pods)?;
+        eventually("the pods to run", Duration::from_secs(60), || {
+            let pods = get(&["pods", "-n", NAMESPACE])?;
+            let ready = items(&pods).iter().filter(|pod| has_condition(pod, "Ready")).count();
+            ensure!(ready == 3, "{ready} of 3 pods are ready");
+            Ok(())
+        })?;
+        with_pods_located(&world.settings, &world.nodes, || {
+            run()?.ensure_done()?;
+            let groups = observe::groups()?;
+            for shape in &shapes {
+                check_shape(world, shape, &groups).with_context(|| shape.name)?;
+            }
+            check_sum(world, &groups)?;
+            let live = plan(&["--locate-by-pods"], "")?;
+            check_same(&live, &groups)?;
+            let dump = kubectl(&["get", "pv,pvc,nodes,storageclasses,pods", "-A", "-o", "json"])?;
+            let from_dump = plan(&["--locate-by-pods", "--from-file", "-"], &dump)?;
+            ensure!(live == from_dump, "of the cluster {live}\nof its dump {from_dump}");
+            Ok(())
+        })
     })
 }
 
