@@ -136,6 +136,26 @@ pub(crate) fn validate(settings: &Settings, nodes: &Nodes) -> Result<()> {
     Ok(())
 }
 
+/// Runs `step` with the component that lets pods say where volumes lie.
+pub(crate) fn with_pods_located(settings: &Settings, nodes: &Nodes, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    let folder = write_overlay(settings, nodes)?;
+    let component = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": ["../test"],
+        "components": ["../manifests/components/locate-by-pods"],
+    });
+    fs::create_dir(folder.path().join("located"))?;
+    fs::write(folder.path().join("located/kustomization.yaml"), component.to_string())?;
+    let [located, plain] = ["located", "test"].map(|overlay| folder.path().join(overlay));
+    let apply = |overlay: &Path| kubectl(&["apply", "-k", overlay.to_str().context("a path that is text")?]);
+    apply(&located)?;
+    let done = step();
+    apply(&plain)?;
+    let name = "lp-exporter-locate-by-pods";
+    kubectl(&["delete", "clusterrole,clusterrolebinding", name])?;
+    done
+}
+
 /// `kubectl delete -k`, after which nothing is left.
 pub(crate) fn uninstall(settings: &Settings, nodes: &Nodes) -> Result<()> {
     let folder = write_overlay(settings, nodes)?;

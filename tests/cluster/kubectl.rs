@@ -80,7 +80,8 @@ pub(crate) fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut
 /// So much of what a failed command says is enough.
 const ERROR_MAX_CHARS: usize = 2000;
 
-fn output(mut command: Command, input: &str) -> Result<String> {
+/// Runs a command with `input` as its standard input and returns what it prints.
+pub(crate) fn output(mut command: Command, input: &str) -> Result<String> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -85,6 +85,24 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         trial(s, "every_right_is_needed", &[], steps::rights::every_right_is_needed),
         trial(
             s,
+            "every_shape_is_measured_or_told",
+            &[&s.node_exec],
+            steps::shapes::every_shape_is_measured_or_told,
+        ),
+        trial(
+            s,
+            "orphans_are_what_du_says",
+            &[&s.node_exec],
+            steps::shapes::orphans_are_what_du_says,
+        ),
+        trial(
+            s,
+            "pods_say_where_volumes_lie",
+            &[&s.node_exec],
+            steps::shapes::pods_say_where_volumes_lie,
+        ),
+        trial(
+            s,
             "a_base_that_cannot_be_mounted",
             &[],
             steps::nodes::a_base_that_cannot_be_mounted,

@@ -4,6 +4,7 @@ pub(crate) mod nodes;
 pub(crate) mod numbers;
 pub(crate) mod rights;
 pub(crate) mod runs;
+pub(crate) mod shapes;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
