@@ -3,11 +3,22 @@
 //! People delete what is called an orphan, so a volume's path is left out on a node only if the volume surely lies on
 //! another node that lives: everything else may be there, whatever the plan says. What is skipped, filtered, shared or
 //! without a node is known everywhere.
+//!
+//! Two nodes may have one disk without any volume saying so (a directory of the machine mounted into every node of k3d or
+//! kind, NFS below the base path), and each volume is then pinned to one of them. So the paths that nobody else can mean,
+//! because they hold a name that a provisioner generated, are known on every node, as long as they are few enough to be
+//! sent to each.
 
 use std::collections::BTreeMap;
 
 use super::path;
 use super::volume::{SkipReason, Volume};
+
+/// What external provisioners begin the names of volumes with; the claim's uid follows, so that no two are alike.
+const GENERATED_PREFIX: &str = "pvc-";
+/// How many paths of volumes that surely lie on one node are sent to every other: some 200 KB for each node. With more of
+/// them a cluster is too large to have one disk under all of its nodes.
+const UNMISTAKABLE_MAX: usize = 2000;
 
 /// Which paths are known, and on which nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +27,39 @@ pub struct KnownPaths {
     devices: Vec<String>,
     /// By the node's name, and without those that the node's plan has.
     on_node: BTreeMap<String, Vec<String>>,
+    unmistakable: Unmistakable,
     unread: Option<String>,
+}
+
+/// The paths that hold their volume's own generated name: all of them, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Unmistakable {
+    Few(Vec<String>),
+    TooMany,
+}
+
+impl Default for Unmistakable {
+    fn default() -> Unmistakable {
+        Unmistakable::Few(Vec::new())
+    }
+}
+
+impl Unmistakable {
+    fn add(&mut self, volume: &Volume, path: &str) {
+        match self {
+            Unmistakable::Few(_)
+                if !(volume.name.starts_with(GENERATED_PREFIX) && path.contains(volume.name.as_str())) => {}
+            Unmistakable::Few(paths) if paths.len() < UNMISTAKABLE_MAX => paths.push(path.to_owned()),
+            _ => *self = Unmistakable::TooMany,
+        }
+    }
+
+    fn paths(&self) -> &[String] {
+        match self {
+            Unmistakable::Few(paths) => paths,
+            Unmistakable::TooMany => &[],
+        }
+    }
 }
 
 impl KnownPaths {
@@ -24,6 +67,9 @@ impl KnownPaths {
     /// is whether that node's plan has the volume, which says its path there.
     pub fn add(&mut self, volume: &Volume, surely_on: Option<&str>, is_planned: bool) {
         let Some(path) = known_path(&volume.path) else { return };
+        if surely_on.is_some() {
+            self.unmistakable.add(volume, &path);
+        }
         match surely_on {
             None => self.anywhere.push(path),
             Some(_) if is_planned => {}
@@ -49,9 +95,15 @@ impl KnownPaths {
             anywhere,
             devices,
             on_node,
+            unmistakable,
             unread: _,
         } = self;
-        for known in anywhere.iter_mut().chain(devices).chain(on_node.values_mut().flatten()) {
+        let unmistakable = match unmistakable {
+            Unmistakable::Few(paths) => &mut paths[..],
+            Unmistakable::TooMany => &mut [],
+        };
+        let everywhere = anywhere.iter_mut().chain(unmistakable).chain(devices);
+        for known in everywhere.chain(on_node.values_mut().flatten()) {
             *known = path(known);
         }
         *on_node = std::mem::take(on_node)
@@ -65,10 +117,12 @@ impl KnownPaths {
         self.unread.as_deref()
     }
 
-    /// The directories of volumes that may lie on this node and that its plan does not have.
+    /// The directories of volumes that may lie on this node and that its plan does not have. Some are told twice, and some
+    /// that the plan has.
     pub fn directories<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a str> {
         let own = self.on_node.get(node).into_iter().flatten();
-        self.anywhere.iter().chain(own).map(String::as_str)
+        let elsewhere = self.unmistakable.paths();
+        self.anywhere.iter().chain(own).chain(elsewhere).map(String::as_str)
     }
 
     /// The paths of raw block volumes: they are no directories, but what they lie in is no orphan.
@@ -234,6 +288,39 @@ mod tests {
         );
         check(None, Some("a"), None, "shared");
         check(None, None, None, "nothing says where");
+    }
+
+    /// Nodes may have one disk, and no volume says so.
+    #[test]
+    fn a_path_that_nobody_else_can_mean_is_known_on_every_node() {
+        let at = |name: &str, path: &str| {
+            let mut volume = volume(name);
+            volume.path = path.to_owned();
+            volume
+        };
+        let mut known = KnownPaths::default();
+        known.add(&at("pvc-1", "/data/pvc-1_shop_data"), Some("a"), true);
+        known.add(&at("pvc-2", "/data/shop/data"), Some("a"), true);
+        known.add(&at("hand-made", "/data/hand-made"), Some("a"), true);
+        assert_eq!(known.directories("b").collect::<Vec<_>>(), ["/data/pvc-1_shop_data"]);
+        known.rename(|path| format!("{path}-renamed"), str::to_owned);
+        let renamed = ["/data/pvc-1_shop_data-renamed"];
+        assert_eq!(known.directories("b").collect::<Vec<_>>(), renamed);
+        for number in 3..=UNMISTAKABLE_MAX + 1 {
+            let name = format!("pvc-{number}");
+            known.add(&at(&name, &format!("/data/{name}")), Some("a"), true);
+        }
+        assert_eq!(known.directories("b").count(), UNMISTAKABLE_MAX);
+        for name in ["pvc-one-more", "pvc-two-more"] {
+            known.add(&at(name, &format!("/data/{name}")), Some("a"), false);
+            assert_eq!(
+                known.directories("b").count(),
+                0,
+                "a part of them would protect nobody knows what"
+            );
+        }
+        let on_a = ["/data/pvc-one-more", "/data/pvc-two-more"];
+        assert_eq!(known.directories("a").collect::<Vec<_>>(), on_a);
     }
 
     #[test]
