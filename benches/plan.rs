@@ -115,6 +115,7 @@ fn from_memory(count: usize) -> anyhow::Result<Figure> {
         being_removed: false,
         operating_system: "linux".to_owned(),
         is_virtual: false,
+        created_unix_seconds: None,
     };
     let nodes: Vec<Node> = (0..nodes_of(count)).map(node).collect();
     let volumes: Vec<Volume> = (0..count).map(|number| volume(number, &nodes)).collect();

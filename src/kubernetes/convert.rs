@@ -323,6 +323,7 @@ pub fn node(object: core::Node) -> Node {
     let ObjectMeta {
         name,
         labels,
+        creation_timestamp,
         deletion_timestamp,
         ..
     } = object.metadata;
@@ -354,6 +355,7 @@ pub fn node(object: core::Node) -> Node {
         is_virtual: labels
             .get(VIRTUAL_NODE_LABEL.0)
             .is_some_and(|value| value == VIRTUAL_NODE_LABEL.1),
+        created_unix_seconds: creation_timestamp.map(|created| created.0.as_second()),
         labels,
     }
 }
@@ -736,6 +738,14 @@ mod tests {
             read(r#"{"metadata":{"name":"c"},"spec":7}"#).expect_err("it is none").0,
             "c"
         );
+    }
+
+    #[test]
+    fn when_a_node_was_made() {
+        let node = undecoded_node(&raw(
+            r#"{"metadata":{"name":"n","creationTimestamp":"1970-01-01T00:01:00Z"}}"#,
+        ));
+        assert_eq!(node.expect("it is a node").created_unix_seconds, Some(60));
     }
 
     #[test]

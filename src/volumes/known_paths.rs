@@ -208,6 +208,26 @@ mod tests {
         assert_eq!(found, expected, "{why}");
     }
 
+    /// A machine that was given another name is still there, and so is what lies on it.
+    #[test]
+    fn a_volume_older_than_its_node_may_lie_on_another_one() {
+        for (volume_seconds, node_seconds, expected) in [
+            (Some(10), Some(20), None),
+            (Some(20), Some(20), Some(0)),
+            (Some(30), Some(20), Some(0)),
+            (None, Some(20), Some(0)),
+        ] {
+            let mut one = node("a");
+            one.created_unix_seconds = node_seconds;
+            let mut volume = volume("pv");
+            volume.created_unix_seconds = volume_seconds;
+            volume.selected_node = Some("a".to_owned());
+            volume.affinity = Some(vec![term(HOSTNAME, &["a"])]);
+            let found = NodeIndex::new(&[one]).surely_on(&volume);
+            assert_eq!(found, expected, "{volume_seconds:?} {node_seconds:?}");
+        }
+    }
+
     #[test]
     fn where_a_volume_surely_lies() {
         let on = |name: &str| Some(vec![term(HOSTNAME, &[name])]);

@@ -167,12 +167,25 @@ impl<'a> NodeIndex<'a> {
 
     /// The node that a volume surely lies on: a Ready one that its affinity names by the node's own name and nothing else,
     /// with nothing in the volume that says otherwise. A label that is not the node's name may have been another node's when
-    /// the volume was made, and a node that is not Ready may live on under another name.
+    /// the volume was made, and a node that is not Ready may live on under another name; so may the one that had this name
+    /// before, if the volume is older than the Node.
     pub fn surely_on(&self, volume: &Volume) -> Option<usize> {
         let terms = volume.affinity.as_deref()?;
         let only = self.matching(terms);
         let [node] = only[..] else { return None };
-        let name = self.nodes[node].name.as_str();
+        let Node {
+            name,
+            created_unix_seconds,
+            ..
+        } = &self.nodes[node];
+        let had_the_name_before = volume
+            .created_unix_seconds
+            .zip(*created_unix_seconds)
+            .is_some_and(|(volume, node)| volume < node);
+        if had_the_name_before {
+            return None;
+        }
+        let name = name.as_str();
         let annotated = volume.selected_node.as_deref().filter(|name| !name.is_empty());
         let names_it = |requirement: &Requirement| {
             matches!(requirement.operator, Operator::In)

@@ -84,6 +84,8 @@ pub struct Node {
     pub operating_system: String,
     /// Whether no kubelet stands behind the node (label `type=virtual-kubelet`): there is no disk to measure.
     pub is_virtual: bool,
+    /// `metadata.creationTimestamp` in seconds since 1970: when a machine first came under this name, or again.
+    pub created_unix_seconds: Option<i64>,
 }
 
 impl Node {
