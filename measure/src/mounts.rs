@@ -138,6 +138,15 @@ impl MountTable {
         Some((device, place))
     }
 
+    /// What is mounted below a directory, relative to it; no symbolic link is known.
+    pub fn points_below<'a>(&'a self, directory: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let points = self
+            .0
+            .iter()
+            .filter_map(move |mount| mount.point.strip_prefix(directory).ok());
+        points.filter(|point| !point.as_os_str().is_empty())
+    }
+
     /// Whether another machine may have the directory at this path too, by the kind of its file system; no file system is
     /// asked. What is not known to belong to one machine may be shared.
     pub fn may_be_shared(&self, path: &Path) -> bool {
@@ -272,6 +281,19 @@ a line that is none
             assert_eq!(table.place(Path::new(path)), expected, "{path}");
         }
         assert_eq!(MountTable::default().place(Path::new("/x")), None);
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_directory() {
+        let table = MountTable::parse(NODE);
+        let below = |directory: &str| -> Vec<PathBuf> {
+            let points = table.points_below(Path::new(directory));
+            points.map(Path::to_owned).collect()
+        };
+        let expected = ["a", "b", "c", "d", "e", "f g", "o", "p", "q"].map(PathBuf::from);
+        assert_eq!(below("/mnt/disks"), expected);
+        assert_eq!(below("/mnt/disks/a"), Vec::<PathBuf>::new());
+        assert_eq!(below("/mnt/dis"), Vec::<PathBuf>::new());
     }
 
     #[test]
