@@ -16,7 +16,7 @@ use crate::tracker::Outcome;
 use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
 use crate::volumes::plan::{PlacedVolume, Plan};
-use crate::volumes::volume::{Skipped, SkippedFacts, SourceKind};
+use crate::volumes::volume::{SkipReason, Skipped, SkippedFacts, SourceKind};
 
 /// The labels of every metric about a volume.
 pub const VOLUME_LABELS: &[&str] = &[
@@ -367,10 +367,11 @@ fn volumes(plan: &Plan) -> impl Iterator<Item = (&str, &PlacedVolume)> {
         .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
 }
 
-/// Every volume that is left out and of which something can be told.
+/// Every volume that is left out and of which something can be told. What is not node-local is not ours to tell of.
 fn left_out(plan: &Plan) -> impl Iterator<Item = (&Skipped, &SkippedFacts)> {
     plan.skipped
         .iter()
+        .filter(|skipped| skipped.reason != SkipReason::NotNodeLocal)
         .filter_map(|skipped| Some((skipped, skipped.facts.as_deref()?)))
 }
 
@@ -736,7 +737,6 @@ fn finish(mut exposition: Exposition, run: &Run) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volumes::volume::SkipReason;
 
     /// What is told of volumes that are left out: as much as is known, with the same labels as the others.
     #[test]
@@ -763,7 +763,8 @@ mod tests {
             skipped: vec![
                 skipped("known", SkipReason::FilteredByNode, Some(known)),
                 skipped("strange", SkipReason::Undecodable, Some(SkippedFacts::default())),
-                skipped("nfs", SkipReason::NotNodeLocal, None),
+                skipped("cloud", SkipReason::NotNodeLocal, None),
+                skipped("nfs", SkipReason::NotNodeLocal, Some(SkippedFacts::default())),
             ],
             ..Plan::default()
         };

@@ -102,11 +102,17 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
         (Some(host_path), _) => (SourceKind::HostPath, host_path.path),
         (None, Some(local)) => (SourceKind::Local, local.path),
         (None, None) => {
+            let exported = exported_path(spec.nfs, spec.csi);
             return Err(Skipped {
                 persistent_volume: name,
                 reason: SkipReason::NotNodeLocal,
                 detail: "its source is neither hostPath nor local".to_owned(),
-                facts: None,
+                facts: exported.map(|path| {
+                    Box::new(SkippedFacts {
+                        path: Some(path),
+                        ..SkippedFacts::default()
+                    })
+                }),
             });
         }
     };
@@ -164,6 +170,20 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             })),
         }),
     }
+}
+
+/// The directory of an NFS server that a volume names, by the field for it or by the attributes of csi-driver-nfs: one of
+/// our nodes may be that server, and export what lies below a base path.
+fn exported_path(nfs: Option<core::NFSVolumeSource>, csi: Option<core::CSIPersistentVolumeSource>) -> Option<String> {
+    if let Some(nfs) = nfs {
+        return Some(nfs.path);
+    }
+    let attributes = csi?.volume_attributes?;
+    let share = attributes.get("share")?;
+    Some(match attributes.get("subdir") {
+        Some(subdir) => format!("{share}/{subdir}"),
+        None => share.clone(),
+    })
 }
 
 fn affinity(affinity: Option<core::VolumeNodeAffinity>) -> Result<Option<Vec<NodeSelectorTerm>>, (SkipReason, String)> {
@@ -706,8 +726,26 @@ mod tests {
             ..SkippedFacts::default()
         };
         assert_eq!(block, Some(expected));
-        let elsewhere = facts(r#""capacity":{"storage":"1"},"nfs":{"path":"/b","server":"s"}"#);
-        assert_eq!(elsewhere, None, "it is not ours to tell of");
+        // It is not ours to tell of; but one of our nodes may be the server.
+        for (source, expected) in [
+            (r#""nfs":{"path":"/b","server":"s"}"#, Some("/b")),
+            (
+                r#""csi":{"driver":"nfs.csi.k8s.io","volumeHandle":"h","volumeAttributes":{"share":"/b","subdir":"pvc-1"}}"#,
+                Some("/b/pvc-1"),
+            ),
+            (
+                r#""csi":{"driver":"nfs.csi.k8s.io","volumeHandle":"h","volumeAttributes":{"share":"/b"}}"#,
+                Some("/b"),
+            ),
+            (r#""csi":{"driver":"ebs.csi.aws.com","volumeHandle":"h"}"#, None),
+        ] {
+            let expected = expected.map(|path| SkippedFacts {
+                path: Some(path.to_owned()),
+                ..SkippedFacts::default()
+            });
+            let spec = format!(r#""capacity":{{"storage":"1"}},{source}"#);
+            assert_eq!(facts(&spec), expected, "{source}");
+        }
     }
 
     #[test]

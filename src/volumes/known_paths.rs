@@ -77,10 +77,11 @@ impl KnownPaths {
         }
     }
 
-    /// Adds a volume that could not be read, by its name, with its path as far as that could.
+    /// Adds a volume that could not be read or is no directory of a node, by its name, with the path that it names, as far
+    /// as that is known. A node may export what a volume of another kind names.
     pub fn add_skipped(&mut self, name: &str, reason: SkipReason, path: Option<&str>) {
         match (reason, path.map(known_path)) {
-            (SkipReason::NotNodeLocal, _) | (_, Some(None)) => {}
+            (SkipReason::NotNodeLocal, None) | (_, Some(None)) => {}
             (SkipReason::BlockMode, Some(Some(path))) => self.devices.push(path),
             (_, Some(Some(path))) => self.anywhere.push(path),
             (_, None) => {
@@ -366,7 +367,8 @@ mod tests {
         known.add_skipped("unread", SkipReason::Undecodable, Some("/data/unread"));
         known.add_skipped("vague", SkipReason::InvalidCapacity, Some("/data/vague"));
         known.add_skipped("raw", SkipReason::BlockMode, Some("/dev/sdb"));
-        known.add_skipped("nfs", SkipReason::NotNodeLocal, None);
+        known.add_skipped("cloud", SkipReason::NotNodeLocal, None);
+        known.add_skipped("nfs", SkipReason::NotNodeLocal, Some("/export/nfs"));
         assert_eq!(known.unread(), None);
         let anywhere = [
             "/data/shared",
@@ -378,6 +380,7 @@ mod tests {
             "/data/z",
             "/data/unread",
             "/data/vague",
+            "/export/nfs",
         ];
         for (node, own) in [("a", &["/data/filtered"][..]), ("b", &["/data/elsewhere"]), ("c", &[])] {
             let expected: Vec<&str> = anywhere.iter().chain(own).copied().collect();

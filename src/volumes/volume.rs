@@ -321,7 +321,7 @@ pub struct Skipped {
     pub reason: SkipReason,
     /// What exactly was found.
     pub detail: String,
-    /// What is known of it all the same; `None` for an object that is no node-local volume, or that has no name.
+    /// What is known of it all the same, as far as anything is; of a volume that is not node-local no more than a path.
     pub facts: Option<Box<SkippedFacts>>,
 }
 
@@ -336,8 +336,8 @@ pub struct SkippedFacts {
     pub node: Option<String>,
     /// Which source names the directory.
     pub source: Option<SourceKind>,
-    /// The directory as the source spells it, also of a volume that cannot be read otherwise: nobody is to take it for one
-    /// that no volume owns.
+    /// The directory as the source spells it, also of a volume that cannot be read otherwise or that an NFS server has:
+    /// nobody is to take it for one that no volume owns.
     pub path: Option<String>,
     /// The volume's phase.
     pub phase: String,
