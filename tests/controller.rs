@@ -1750,6 +1750,25 @@ scenarios! {
         ..WELL
     };
 
+    /// Every volume had its answer, so it waits for what only the search for orphans opens: one more worker does not search.
+    one_more_worker_leaves_alone_what_only_orphans_need: Case {
+        prepare: |stage| {
+            leave_hanging(stage, "left-hanging");
+            stage.gateway.push(
+                "job/lp-exporter-job/node/node-2",
+                "# TYPE local_volume_scan_state gauge\n\
+                 local_volume_scan_state{persistentvolume=\"another\",state=\"complete\",method=\"walk\"} 1\n",
+            );
+        },
+        says: &["node-2", "left-hanging-pod", "looks for no orphans"],
+        samples: &[
+            (USED, &[("node", "node-2")], Some(8192.0)),
+            (MEASURED, &[("node", "node-2")], Some(1.0)),
+        ],
+        jobs_made: Some(ALL),
+        ..WELL
+    };
+
     /// But never a third.
     two_workers_that_hang_are_enough: Case {
         prepare: |stage| {
