@@ -16,7 +16,7 @@ use crate::tracker::Outcome;
 use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
 use crate::volumes::plan::{PlacedVolume, Plan};
-use crate::volumes::volume::{SkipReason, Skipped, SkippedFacts, SourceKind};
+use crate::volumes::volume::{NO_NAME, SkipReason, Skipped, SkippedFacts, SourceKind};
 
 /// The labels of every metric about a volume.
 pub const VOLUME_LABELS: &[&str] = &[
@@ -367,11 +367,12 @@ fn volumes(plan: &Plan) -> impl Iterator<Item = (&str, &PlacedVolume)> {
         .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
 }
 
-/// Every volume that is left out and of which something can be told. What is not node-local is not ours to tell of.
+/// Every volume that is left out and of which something can be told. What is not node-local is not ours to tell of, and two
+/// without a name would be one series twice, for which the Pushgateway refuses the whole group.
 fn left_out(plan: &Plan) -> impl Iterator<Item = (&Skipped, &SkippedFacts)> {
     plan.skipped
         .iter()
-        .filter(|skipped| skipped.reason != SkipReason::NotNodeLocal)
+        .filter(|skipped| skipped.reason != SkipReason::NotNodeLocal && skipped.persistent_volume != NO_NAME)
         .filter_map(|skipped| Some((skipped, skipped.facts.as_deref()?)))
 }
 
@@ -763,6 +764,8 @@ mod tests {
             skipped: vec![
                 skipped("known", SkipReason::FilteredByNode, Some(known)),
                 skipped("strange", SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped(NO_NAME, SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped(NO_NAME, SkipReason::Undecodable, Some(SkippedFacts::default())),
                 skipped("cloud", SkipReason::NotNodeLocal, None),
                 skipped("nfs", SkipReason::NotNodeLocal, Some(SkippedFacts::default())),
             ],

@@ -9,10 +9,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::cli::DEFAULT_BASE_PATHS;
-use crate::kubernetes::convert::NO_NAME;
 use crate::volumes::path::{BasePaths, PathError};
 use crate::volumes::plan::{PlacedVolume, Plan, PlannedNode};
-use crate::volumes::volume::Skipped;
+use crate::volumes::volume::{NO_NAME, Skipped};
 
 /// The phases of a volume that Kubernetes knows; any other text is somebody's.
 const PHASES: [&str; 6] = ["", "Pending", "Available", "Bound", "Released", "Failed"];

@@ -17,7 +17,7 @@ use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
 use crate::volumes::claims::{ALERT_PERCENT_ANNOTATION, Claim};
 use crate::volumes::pods::PodOnNode;
 use crate::volumes::quantity;
-use crate::volumes::volume::{ClaimReference, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
+use crate::volumes::volume::{ClaimReference, NO_NAME, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
 
 /// Written by local-path-provisioner since 0.0.25: the node that the scheduler chose for the first pod of the claim.
 const SELECTED_NODE_ANNOTATION: &str = "local.path.provisioner/selected-node";
@@ -33,9 +33,6 @@ const CONTROLLER_CONTAINER: &str = "controller";
 const MESSAGE_MAX_CHARS: usize = 5000;
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
-
-/// Stands for the name of an object that has none, or none that can be read.
-pub(crate) const NO_NAME: &str = "(no readable name)";
 
 /// Reads a PersistentVolume.
 ///

@@ -312,10 +312,13 @@ impl SkipReason {
     }
 }
 
+/// Stands for the name of an object that has none, or none that can be read.
+pub(crate) const NO_NAME: &str = "(no readable name)";
+
 /// A PersistentVolume that is left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// The volume's name, or where it stood in the list when it has none that can be read.
+    /// The volume's name; where it has none that can be read, this says so.
     pub persistent_volume: String,
     /// Why.
     pub reason: SkipReason,
