@@ -22,7 +22,7 @@ const LABEL_MAX_BYTES: usize = 63;
 const SUBDOMAIN_MAX_BYTES: usize = 253;
 
 /// One of the alternatives of a node selector: it matches a node that meets every requirement.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct NodeSelectorTerm {
     /// Requirements on the node's labels.
     pub match_expressions: Vec<Requirement>,
@@ -31,7 +31,7 @@ pub struct NodeSelectorTerm {
 }
 
 /// What a label or a field of a node has to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// The label's key, or the field's name.
     pub key: String,
@@ -43,7 +43,7 @@ pub struct Requirement {
 }
 
 /// How a requirement compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// The node has the label, and its value is one of those given.
     In,

@@ -204,7 +204,7 @@ mod tests {
         let mut volume = volume("pv");
         volume.affinity = affinity;
         volume.selected_node = selected_node.map(str::to_owned);
-        let index = NodeIndex::new(&nodes);
+        let mut index = NodeIndex::new(&nodes);
         let found = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
         assert_eq!(found, expected, "{why}");
     }

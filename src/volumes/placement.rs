@@ -17,7 +17,9 @@
 //!
 //! Where nothing says where a volume lies, its pods may be asked ([`NodeIndex::place_by_pods`]).
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
@@ -32,6 +34,10 @@ const FIELD_NAME: &str = "metadata.name";
 
 /// The label by which local-path-provisioner pins a volume unless it is told otherwise.
 const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+
+/// How many affinities are remembered together with what they match: those of zones, disks and the like, of which a cluster
+/// has few. With more of them each further one is worked out again for each volume.
+const REMEMBERED_MAX: usize = 1000;
 
 /// Where a volume lies. Nodes are told by their index in the slice that [`NodeIndex::new`] was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +56,18 @@ pub struct NodeIndex<'a> {
     by_name: HashMap<&'a str, usize>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
     shared_by_class: HashMap<String, Option<usize>>,
+    /// What matches affinities that take a look at several nodes to say so: thousands of volumes may have the same one.
+    remembered: HashMap<Vec<NodeSelectorTerm>, Rc<Matching>>,
     /// Whether each node is among those that measure what is shared, as long as one of them can.
     preferred: Vec<bool>,
+}
+
+/// The nodes that an affinity matches.
+struct Matching {
+    /// In the order of the nodes.
+    nodes: Vec<usize>,
+    /// Which of them measures the shared volumes of a storage class.
+    elected: RefCell<HashMap<String, Option<usize>>>,
 }
 
 impl<'a> NodeIndex<'a> {
@@ -73,6 +89,7 @@ impl<'a> NodeIndex<'a> {
             by_name,
             by_label,
             shared_by_class: HashMap::new(),
+            remembered: HashMap::new(),
             preferred: vec![true; nodes.len()],
         }
     }
@@ -110,7 +127,7 @@ impl<'a> NodeIndex<'a> {
             return self.place_without_affinity(volume, annotated);
         };
         let matching = self.matching(terms);
-        match matching.as_slice() {
+        match matching.nodes.as_slice() {
             [only] => Placement::Node(*only),
             [] => match named_by(terms)
                 .find_map(|name| self.by_name.get(name).copied())
@@ -119,9 +136,9 @@ impl<'a> NodeIndex<'a> {
                 Some(node) => Placement::Node(node),
                 None => Placement::Unplaced(SkipReason::NodeGone, describe(terms)),
             },
-            several => match annotated.filter(|node| several.contains(node) && self.measurable(*node)) {
+            several => match annotated.filter(|node| several.binary_search(node).is_ok() && self.measurable(*node)) {
                 Some(node) => Placement::Node(node),
-                None => self.shared(&volume.storage_class, several),
+                None => self.shared(&volume.storage_class, &matching),
             },
         }
     }
@@ -146,8 +163,17 @@ impl<'a> NodeIndex<'a> {
         shared_on(chosen)
     }
 
-    fn shared(&self, storage_class: &str, among: &[usize]) -> Placement {
-        shared_on(self.elect(storage_class, among.iter().copied()))
+    fn shared(&self, storage_class: &str, among: &Matching) -> Placement {
+        let mut elected = among.elected.borrow_mut();
+        let chosen = match elected.get(storage_class) {
+            Some(chosen) => *chosen,
+            None => {
+                let chosen = self.elect(storage_class, among.nodes.iter().copied());
+                elected.insert(storage_class.to_owned(), chosen);
+                chosen
+            }
+        };
+        shared_on(chosen)
     }
 
     /// The measurable node among these, a preferred one if there is any, that draws the highest number.
@@ -169,10 +195,10 @@ impl<'a> NodeIndex<'a> {
     /// with nothing in the volume that says otherwise. A label that is not the node's name may have been another node's when
     /// the volume was made, and a node that is not Ready may live on under another name; so may the one that had this name
     /// before, if the volume is older than the Node.
-    pub fn surely_on(&self, volume: &Volume) -> Option<usize> {
+    pub fn surely_on(&mut self, volume: &Volume) -> Option<usize> {
         let terms = volume.affinity.as_deref()?;
         let only = self.matching(terms);
-        let [node] = only[..] else { return None };
+        let [node] = only.nodes[..] else { return None };
         let Node {
             name,
             created_unix_seconds,
@@ -212,8 +238,28 @@ impl<'a> NodeIndex<'a> {
         terms.iter().all(|term| term.match_expressions.iter().any(asks))
     }
 
+    /// Every node that the terms match. What takes more than a look at one node is remembered.
+    fn matching(&mut self, terms: &[NodeSelectorTerm]) -> Rc<Matching> {
+        if let Some(matching) = self.remembered.get(terms) {
+            return matching.clone();
+        }
+        let is_cheap = |term: &NodeSelectorTerm| {
+            self.candidates(term)
+                .is_some_and(|mut candidates| candidates.nth(1).is_none())
+        };
+        let is_remembered = self.remembered.len() < REMEMBERED_MAX && !terms.iter().all(is_cheap);
+        let matching = Rc::new(Matching {
+            nodes: self.find_matching(terms),
+            elected: RefCell::default(),
+        });
+        if is_remembered {
+            self.remembered.insert(terms.to_vec(), matching.clone());
+        }
+        matching
+    }
+
     /// Every node that the terms match, in the order of the nodes.
-    fn matching(&self, terms: &[NodeSelectorTerm]) -> Vec<usize> {
+    fn find_matching(&self, terms: &[NodeSelectorTerm]) -> Vec<usize> {
         let mut found: Vec<usize> = Vec::new();
         for term in terms {
             let matches = |index: &usize| {
@@ -221,7 +267,7 @@ impl<'a> NodeIndex<'a> {
                 affinity::matches(std::slice::from_ref(term), &node.name, &node.labels)
             };
             match self.candidates(term) {
-                Some(candidates) => found.extend(candidates.into_iter().filter(matches)),
+                Some(candidates) => found.extend(candidates.filter(matches)),
                 None => found.extend((0..self.nodes.len()).filter(matches)),
             }
         }
@@ -231,36 +277,22 @@ impl<'a> NodeIndex<'a> {
     }
 
     /// The nodes to which an `In` of the term limits it, or `None` where it has none and every node has to be looked at.
-    fn candidates(&self, term: &NodeSelectorTerm) -> Option<Vec<usize>> {
-        let is_in = |operator: &Operator| matches!(operator, Operator::In);
-        if let Some(field) = term
-            .match_fields
-            .iter()
-            .find(|field| field.key == FIELD_NAME && is_in(&field.operator))
-        {
-            return Some(
-                field
-                    .values
-                    .iter()
-                    .filter_map(|name| self.by_name.get(name.as_str()).copied())
-                    .collect(),
-            );
-        }
-        let expression = term
-            .match_expressions
-            .iter()
-            .find(|expression| is_in(&expression.operator))?;
-        let values = expression
-            .values
-            .iter()
-            .map(|value| (expression.key.as_str(), value.as_str()));
-        Some(
-            values
-                .filter_map(|label| self.by_label.get(&label))
-                .flatten()
-                .copied()
-                .collect(),
-        )
+    fn candidates<'s>(&'s self, term: &'s NodeSelectorTerm) -> Option<impl Iterator<Item = usize> + use<'s, 'a>> {
+        let is_in = |requirement: &&Requirement| matches!(requirement.operator, Operator::In);
+        let mut fields = term.match_fields.iter().filter(is_in);
+        let field = fields.find(|field| field.key == FIELD_NAME);
+        let expression = match field {
+            Some(_) => None,
+            None => Some(term.match_expressions.iter().find(is_in)?),
+        };
+        let names = field.into_iter().flat_map(|field| &field.values);
+        let named = names.filter_map(|name| self.by_name.get(name.as_str()).copied());
+        let labelled = expression.into_iter().flat_map(|expression| {
+            let labels = expression.values.iter();
+            let labels = labels.map(|value| (expression.key.as_str(), value.as_str()));
+            labels.filter_map(|label| self.by_label.get(&label)).flatten().copied()
+        });
+        Some(named.chain(labelled))
     }
 }
 
@@ -384,6 +416,50 @@ mod tests {
         check(Some(vec![term("zone", &["east", "west"])]), Some("c"), "shared b");
         check(Some(vec![term("zone", &["east"])]), Some("c"), "shared b");
         check(Some(vec![term("zone", &["west"])]), Some("a"), "c");
+    }
+
+    /// Thousands of volumes may have the affinity of a zone with hundreds of nodes.
+    #[test]
+    fn what_many_nodes_match_is_worked_out_once() {
+        let nodes = nodes();
+        let mut index = NodeIndex::new(&nodes);
+        let with = |terms: Vec<NodeSelectorTerm>, class: &str| {
+            let mut volume = volume("pv");
+            volume.affinity = Some(terms);
+            volume.storage_class = class.to_owned();
+            volume
+        };
+        let exists = |key: &str| {
+            let mut term = term(key, &[]);
+            term.match_expressions[0].operator = Operator::Exists;
+            term
+        };
+        for class in ["local-path", "other", "local-path"] {
+            for terms in [vec![term("zone", &["east"])], vec![exists("zone")]] {
+                let volume = with(terms, class);
+                let afresh = NodeIndex::new(&nodes).place(&volume);
+                assert_eq!(index.place(&volume), afresh, "{class}");
+                assert_eq!(index.surely_on(&volume), None);
+            }
+        }
+        assert_eq!(index.remembered.len(), 2);
+        for pinned in [term("kubernetes.io/hostname", &["a"]), term(FIELD_NAME, &["a"])] {
+            index.place(&with(vec![pinned], "local-path"));
+        }
+        assert_eq!(
+            index.remembered.len(),
+            2,
+            "nearly every volume has one of its own, which costs nothing"
+        );
+        for number in 0..REMEMBERED_MAX {
+            let volume = with(
+                vec![exists(&format!("key-{number}")), term("zone", &["east"])],
+                "local-path",
+            );
+            let afresh = NodeIndex::new(&nodes).place(&volume);
+            assert_eq!(index.place(&volume), afresh);
+        }
+        assert_eq!(index.remembered.len(), REMEMBERED_MAX);
     }
 
     #[test]
