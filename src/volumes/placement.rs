@@ -47,12 +47,21 @@ pub enum Placement {
     /// On a file system that several nodes share; this one is to measure it.
     Shared(usize),
     /// Nowhere that can be told.
-    Unplaced(SkipReason, String),
+    Unplaced {
+        /// Why.
+        reason: SkipReason,
+        /// What exactly was found.
+        detail: String,
+        /// The nodes that it may lie on, as far as that is known: whatever their groups say of it is to stay.
+        may_be_on: Rc<[usize]>,
+    },
 }
 
 /// The live nodes, arranged so that placing a volume does not look at each of them.
 pub struct NodeIndex<'a> {
     nodes: &'a [Node],
+    /// Each of them.
+    all: Rc<[usize]>,
     by_name: HashMap<&'a str, usize>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
     shared_by_class: HashMap<String, Option<usize>>,
@@ -65,7 +74,7 @@ pub struct NodeIndex<'a> {
 /// The nodes that an affinity matches.
 struct Matching {
     /// In the order of the nodes.
-    nodes: Vec<usize>,
+    nodes: Rc<[usize]>,
     /// Which of them measures the shared volumes of a storage class.
     elected: RefCell<HashMap<String, Option<usize>>>,
 }
@@ -86,6 +95,7 @@ impl<'a> NodeIndex<'a> {
         }
         NodeIndex {
             nodes,
+            all: (0..nodes.len()).collect(),
             by_name,
             by_label,
             shared_by_class: HashMap::new(),
@@ -108,12 +118,30 @@ impl<'a> NodeIndex<'a> {
         match pods.node_of(claim) {
             Ok(name) => match self.by_name.get(name) {
                 Some(node) => Placement::Node(*node),
-                None => Placement::Unplaced(
+                None => unplaced_anywhere(
                     SkipReason::NodeGone,
                     format!("the pods of its claim ran on {name}, which is gone"),
                 ),
             },
-            Err((reason, detail)) => Placement::Unplaced(reason, detail),
+            Err((reason, detail)) => {
+                let named = pods.nodes_of(claim).filter_map(|name| self.by_name.get(name).copied());
+                let named: Rc<[usize]> = named.collect();
+                Placement::Unplaced {
+                    reason,
+                    detail,
+                    // Pods that are gone may have run anywhere.
+                    may_be_on: if named.is_empty() { self.all.clone() } else { named },
+                }
+            }
+        }
+    }
+
+    /// The same for a volume without a claim: no pod mounts it now, but one may have, and shown where it lies.
+    pub fn place_without_pods(&self, reason: SkipReason, detail: String) -> Placement {
+        Placement::Unplaced {
+            reason,
+            detail,
+            may_be_on: self.all.clone(),
         }
     }
 
@@ -127,14 +155,14 @@ impl<'a> NodeIndex<'a> {
             return self.place_without_affinity(volume, annotated);
         };
         let matching = self.matching(terms);
-        match matching.nodes.as_slice() {
+        match &matching.nodes[..] {
             [only] => Placement::Node(*only),
             [] => match named_by(terms)
                 .find_map(|name| self.by_name.get(name).copied())
                 .or(annotated)
             {
                 Some(node) => Placement::Node(node),
-                None => Placement::Unplaced(SkipReason::NodeGone, describe(terms)),
+                None => unplaced_anywhere(SkipReason::NodeGone, describe(terms)),
             },
             several => match annotated.filter(|node| several.binary_search(node).is_ok() && self.measurable(*node)) {
                 Some(node) => Placement::Node(node),
@@ -147,7 +175,7 @@ impl<'a> NodeIndex<'a> {
         if volume.selected_node.is_none() {
             let detail =
                 "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node";
-            return Placement::Unplaced(SkipReason::NoNodeNamed, detail.to_owned());
+            return unplaced_anywhere(SkipReason::NoNodeNamed, detail.to_owned());
         }
         if let Some(node) = annotated.filter(|node| self.measurable(*node) && self.preferred[*node]) {
             return Placement::Shared(node);
@@ -160,7 +188,7 @@ impl<'a> NodeIndex<'a> {
                 chosen
             }
         };
-        shared_on(chosen)
+        shared_on(chosen, &self.all)
     }
 
     fn shared(&self, storage_class: &str, among: &Matching) -> Placement {
@@ -173,7 +201,7 @@ impl<'a> NodeIndex<'a> {
                 chosen
             }
         };
-        shared_on(chosen)
+        shared_on(chosen, &among.nodes)
     }
 
     /// The measurable node among these, a preferred one if there is any, that draws the highest number.
@@ -249,7 +277,7 @@ impl<'a> NodeIndex<'a> {
         };
         let is_remembered = self.remembered.len() < REMEMBERED_MAX && !terms.iter().all(is_cheap);
         let matching = Rc::new(Matching {
-            nodes: self.find_matching(terms),
+            nodes: self.find_matching(terms).into(),
             elected: RefCell::default(),
         });
         if is_remembered {
@@ -296,10 +324,23 @@ impl<'a> NodeIndex<'a> {
     }
 }
 
-fn shared_on(chosen: Option<usize>) -> Placement {
+fn shared_on(chosen: Option<usize>, among: &Rc<[usize]>) -> Placement {
     match chosen {
         Some(node) => Placement::Shared(node),
-        None => Placement::Unplaced(SkipReason::NoReadyNode, "no node that shares it is Ready".to_owned()),
+        None => Placement::Unplaced {
+            reason: SkipReason::NoReadyNode,
+            detail: "no node that shares it is Ready".to_owned(),
+            may_be_on: among.clone(),
+        },
+    }
+}
+
+/// No live node is known to hold the volume.
+fn unplaced_anywhere(reason: SkipReason, detail: String) -> Placement {
+    Placement::Unplaced {
+        reason,
+        detail,
+        may_be_on: Rc::default(),
     }
 }
 
@@ -371,7 +412,7 @@ mod tests {
         match placement {
             Placement::Node(node) => nodes()[node].name.clone(),
             Placement::Shared(node) => format!("shared {}", nodes()[node].name),
-            Placement::Unplaced(reason, _) => reason.as_str().to_owned(),
+            Placement::Unplaced { reason, .. } => reason.as_str().to_owned(),
         }
     }
 
