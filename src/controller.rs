@@ -921,6 +921,10 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
                 Some(Ok(Event::JobsListed)) => jobs_listed = true,
                 Some(Ok(Event::PodsListed)) => pods_listed = true,
                 Some(Ok(Event::Unreadable)) => is_complete = false,
+                Some(Ok(Event::UnreadableNode(node))) => {
+                    is_complete = false;
+                    nodes.insert(node.name.clone(), node);
+                }
                 Some(Ok(Event::Node(node))) => {
                     nodes.insert(node.name.clone(), node);
                 }

@@ -491,6 +491,32 @@ scenarios! {
         ..WELL
     };
 
+    /// It is there, and so is what lies on it.
+    an_undecodable_node_is_not_gone: Case {
+        prepare: |stage| {
+            stage.server.put(json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "node-9", "labels": {"kubernetes.io/hostname": "node-9"}},
+                "status": {"conditions": 7},
+            }));
+            stage.server.put(Volume::local_path("node-9", "shop", "there", "1Gi").persistent_volume());
+            push_old_groups(stage, &["node-9", "node-8"]);
+        },
+        says: &["node-9", "the node cannot be read"],
+        samples: &[
+            (SKIPPED, &[("reason", "node_gone")], Some(0.0)),
+            (NOT_MEASURED, &[("node", "node-9"), ("reason", "not_ready")], Some(1.0)),
+        ],
+        jobs_made: Some(ALL),
+        check: |stage, _ended| {
+            for node in ["node-8", "node-9"] {
+                let group = stage.gateway.group(&[("job", "lp-exporter-job"), ("node", node)]);
+                assert!(group.is_some(), "not everything could be read: {node}");
+            }
+        },
+        ..WELL
+    };
+
     an_undecodable_claim_costs_nothing: Case {
         prepare: |stage| {
             stage.server.update("persistentvolumeclaims", "shop", "data", |claim| claim["spec"]["accessModes"] = 7.into());

@@ -325,14 +325,58 @@ pub fn pod_on_node(raw: &RawValue) -> Option<PodOnNode> {
     })
 }
 
+/// A Node that cannot be read.
+#[derive(Debug)]
+pub struct UnreadableNode {
+    /// Its name, as far as it can be told.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// What can be read of it all the same: it is there, and so are its volumes. `None` if it has no name.
+    pub node: Option<Box<Node>>,
+}
+
 /// Reads a Node that is not decoded yet.
 ///
 /// # Errors
-/// Its name, as far as it can be told, and what is wrong with it.
-pub fn undecoded_node(raw: &RawValue) -> Result<Node, (String, String)> {
-    decode(raw)
-        .map(node)
-        .map_err(|(name, why)| (name.unwrap_or_else(|| NO_NAME.to_owned()), why))
+/// What can be told of it.
+pub fn undecoded_node(raw: &RawValue) -> Result<Node, UnreadableNode> {
+    decode(raw).map(node).map_err(|(name, why)| {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            labels: BTreeMap<String, String>,
+        }
+        let labels = serde_json::from_str::<Object>(raw.get()).map(|object| object.metadata.labels);
+        UnreadableNode {
+            node: name
+                .clone()
+                .filter(|name| !name.is_empty())
+                .map(|name| Box::new(unreadable_node(name, labels.unwrap_or_default()))),
+            name: name.unwrap_or_else(|| NO_NAME.to_owned()),
+            why,
+        }
+    })
+}
+
+/// A Node of which nothing but this can be read. Its volumes are where they were, and nobody is to take them for those of a
+/// node that is gone.
+pub fn unreadable_node(name: String, labels: BTreeMap<String, String>) -> Node {
+    let metadata = ObjectMeta {
+        name: Some(name),
+        labels: Some(labels),
+        ..ObjectMeta::default()
+    };
+    Node {
+        not_ready_message: Node::UNREADABLE.to_owned(),
+        ..node(core::Node {
+            metadata,
+            ..core::Node::default()
+        })
+    }
 }
 
 /// Reads a Node.
@@ -637,6 +681,7 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::volume::NodeReason;
 
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.to_owned()).expect("the test's JSON is well-formed")
@@ -781,6 +826,21 @@ mod tests {
             r#"{"metadata":{"name":"n","creationTimestamp":"1970-01-01T00:01:00Z"}}"#,
         ));
         assert_eq!(node.expect("it is a node").created_unix_seconds, Some(60));
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_read_is_there() {
+        let read = |metadata: &str| {
+            let json = format!(r#"{{"metadata":{{{metadata}}},"status":7}}"#);
+            undecoded_node(&raw(&json)).expect_err("it is none").node
+        };
+        let node = read(r#""name":"n","labels":{"zone":"a"}"#).expect("it has a name");
+        assert_eq!((node.name.as_str(), node.labels["zone"].as_str()), ("n", "a"));
+        let why = (NodeReason::NotReady, "the node cannot be read".to_owned());
+        assert_eq!(node.unmeasurable(), Some(why));
+        assert!(read(r#""name":"n","labels":7"#).is_some_and(|node| node.labels.is_empty()));
+        assert_eq!(read(r#""name":7"#), None);
+        assert_eq!(read(r#""name":"""#), None);
     }
 
     #[test]

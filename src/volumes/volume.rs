@@ -89,6 +89,9 @@ pub struct Node {
 }
 
 impl Node {
+    /// What a node that cannot be read says instead of why it is not Ready.
+    pub const UNREADABLE: &str = "the node cannot be read";
+
     /// Why no worker can run on this node, if none can.
     pub fn unmeasurable(&self) -> Option<(NodeReason, String)> {
         if self.is_virtual {
