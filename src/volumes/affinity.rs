@@ -3,7 +3,8 @@
 //! The rules are those of k8s.io/component-helpers, scheduling/corev1/nodeaffinity (and of the label and field selectors
 //! that it builds on); tests/differential.rs compares with its recorded answers. The main one that surprises: a
 //! requirement that is not valid (a value that is no label value, `Gt` without an integer, …) makes its whole term match
-//! nothing, also under `NotIn`. A term with an operator that [`Operator`] does not know is such a term too: leave it out.
+//! nothing, also under `NotIn`. A term with an operator that [`Operator`] does not know is such a term for the scheduler too.
+//! It cannot be written here: no API server takes such a volume, and who meets one all the same does not know what is meant.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
