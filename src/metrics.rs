@@ -675,7 +675,7 @@ impl Report<'_> {
         self.asked().all(|(_, outcome)| matches!(outcome, Outcome::Measured(_)))
     }
 
-    /// The group of the report. Of nodes that the run was not asked for it says nothing but their volumes' number.
+    /// The group of the report. A run for some nodes pushes none.
     pub fn group(&self) -> Body {
         let mut exposition = Exposition::new();
         exposition.value(&RUN_DURATION, self.duration.as_secs_f64());
@@ -683,10 +683,12 @@ impl Report<'_> {
         let is_measured = |outcome: &Outcome| f64::from(u8::from(matches!(outcome, Outcome::Measured(_))));
         exposition.family(
             &NODE_MEASURED,
-            self.asked().map(|(node, outcome)| ([node], is_measured(outcome))),
+            self.outcomes
+                .iter()
+                .map(|(node, outcome)| ([node.as_str()], is_measured(outcome))),
         );
-        let reasons = self.asked().filter_map(|(node, outcome)| match outcome {
-            Outcome::NotMeasured { reason, .. } => Some(([node, reason.as_str()], 1.0)),
+        let reasons = self.outcomes.iter().filter_map(|(node, outcome)| match outcome {
+            Outcome::NotMeasured { reason, .. } => Some(([node.as_str(), reason.as_str()], 1.0)),
             Outcome::Measured(_) => None,
         });
         exposition.family(&NODE_NOT_MEASURED, reasons);
