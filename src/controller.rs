@@ -372,6 +372,11 @@ impl Session<'_> {
                 "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
             );
         }
+        if found.plan.known_paths.are_too_many() {
+            warn!(
+                "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
+            );
+        }
         let names = self.config.planning.selection.claim_labels.names();
         let capacities =
             metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);

@@ -20,6 +20,9 @@ const GENERATED_PREFIX: &str = "pvc-";
 /// them a cluster is too large to have one disk under all of its nodes.
 const UNMISTAKABLE_MAX: usize = 2000;
 
+/// How many paths that may lie on any node are sent to each: some 1 MB, of which a tenth goes into a ConfigMap.
+const ANYWHERE_MAX: usize = 10_000;
+
 /// Which paths are known, and on which nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownPaths {
@@ -116,6 +119,12 @@ impl KnownPaths {
     /// A volume that lies nobody knows where: any directory may be its own, so that none can be called an orphan.
     pub fn unread(&self) -> Option<&str> {
         self.unread.as_deref()
+    }
+
+    /// Whether more volumes may lie on any node than their paths can be sent to each: without them nothing can be called an
+    /// orphan.
+    pub fn are_too_many(&self) -> bool {
+        self.anywhere.len() + self.devices.len() > ANYWHERE_MAX
     }
 
     /// The directories of volumes that may lie on this node and that its plan does not have. Some are told twice, and some
@@ -342,6 +351,19 @@ mod tests {
         }
         let on_a = ["/data/pvc-one-more", "/data/pvc-two-more"];
         assert_eq!(known.directories("a").collect::<Vec<_>>(), on_a);
+    }
+
+    #[test]
+    fn no_more_is_sent_to_each_node_than_fits() {
+        let mut known = KnownPaths::default();
+        known.add_skipped("raw", SkipReason::BlockMode, Some("/dev/sdb"));
+        for number in 1..ANYWHERE_MAX {
+            known.add(&volume(&format!("pv-{number}")), None, false);
+            known.add(&volume(&format!("elsewhere-{number}")), Some("a"), false);
+        }
+        assert!(!known.are_too_many());
+        known.add(&volume("one-more"), None, true);
+        assert!(known.are_too_many());
     }
 
     #[test]

@@ -371,9 +371,12 @@ impl PlannedNode {
             .as_slice()
             .iter()
             .filter(|path| bases.iter().all(|base| base.path != **path));
+        // A volume that lies nobody knows where may be any directory.
+        let looks_for_orphans =
+            collect.contains(Collected::Orphans) && known_paths.unread().is_none() && !known_paths.are_too_many();
         let own: HashSet<&str> = self.volumes.iter().map(|volume| volume.path.as_str()).collect();
         let others = known_paths.directories(&self.name).filter(|path| !own.contains(path));
-        let others: BTreeSet<&str> = others.collect();
+        let others: BTreeSet<&str> = others.take_while(|_| looks_for_orphans).collect();
         let node_plan = NodePlan {
             version: node_plan::VERSION,
             run: run.clone(),
@@ -387,8 +390,7 @@ impl PlannedNode {
             bases,
             volumes: volumes.collect(),
         };
-        // A volume that lies nobody knows where may be any directory.
-        if collect.contains(Collected::Orphans) && known_paths.unread().is_none() {
+        if looks_for_orphans {
             node_plan
         } else {
             node_plan.without_orphans()
@@ -1181,6 +1183,26 @@ mod tests {
         assert_eq!(node_plan.volumes[0].capacity_bytes, volume("own").capacity_bytes);
         // Who does not look for orphans need not know of others.
         assert_eq!(told(&Collect::new([Collected::Volumes])).known_paths, [""; 0]);
+    }
+
+    #[test]
+    fn nothing_is_an_orphan_where_too_many_volumes_may_lie_anywhere() {
+        let own = on(volume("own"), "a");
+        let unplaced = (0..10_001).map(|number| volume(&format!("unplaced-{number}")));
+        let volumes: Vec<Volume> = unplaced.chain([own]).collect();
+        let plan = plan_of(volumes, &Claims::default(), &[node("a")], &Selection::everything());
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let collecting = Collecting {
+            collect: &Collect::everything(),
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting);
+        assert!(!node_plan.collect.contains(Collected::Orphans) && node_plan.collect.contains(Collected::Volumes));
+        assert_eq!(node_plan.known_paths, [""; 0]);
     }
 
     #[test]
