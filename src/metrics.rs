@@ -198,6 +198,11 @@ const CLAIMS_LOST: Family = Family {
     help: "PersistentVolumeClaims, of every kind, whose volume is gone.",
     labels: &[],
 };
+const CLAIMS_UNREADABLE: Family = Family {
+    name: "lp_exporter_claims_unreadable",
+    help: "PersistentVolumeClaims, of every kind, that cannot be read: what they ask for is not known.",
+    labels: &[],
+};
 const ALERT_PERCENTS_INVALID: Family = Family {
     name: "lp_exporter_alert_percents_invalid",
     help: "Claims whose annotation lp-exporter/alert-percent is no whole number from 1 to 100.",
@@ -301,6 +306,7 @@ pub const FAMILIES: &[&Family] = &[
     &NODE_EXPECTED,
     &NODE_NOT_SCANNED,
     &CLAIMS_LOST,
+    &CLAIMS_UNREADABLE,
     &ALERT_PERCENTS_INVALID,
     &VOLUMES_LISTED,
     &VOLUMES_SKIPPED,
@@ -355,6 +361,7 @@ pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration, collect: &Coll
         skipped.iter().map(|(reason, count)| ([reason.as_str()], *count as f64)),
     );
     exposition.value(&CLAIMS_LOST, plan.claims_lost.len() as f64);
+    exposition.value(&CLAIMS_UNREADABLE, plan.claims_unreadable as f64);
     exposition.value(&ALERT_PERCENTS_INVALID, plan.invalid_alert_percents.len() as f64);
     exposition.value(&INTERVAL, interval.as_secs_f64());
     finish(exposition, run)

@@ -190,11 +190,14 @@ impl Listed {
     pub fn add_claim(&mut self, claim: Result<Claim, (String, String)>) {
         match claim {
             Ok(claim) => self.claims.add(claim),
-            Err((name, why)) => self.unreadable.push(Unreadable {
-                kind: "PersistentVolumeClaim",
-                name,
-                why,
-            }),
+            Err((name, why)) => {
+                self.claims.add_unreadable();
+                self.unreadable.push(Unreadable {
+                    kind: "PersistentVolumeClaim",
+                    name,
+                    why,
+                });
+            }
         }
     }
 

@@ -104,6 +104,7 @@ impl Redactor {
             nodes_not_scanned,
             invalid_alert_percents: _,
             claims_lost: _,
+            claims_unreadable,
             mut known_paths,
         } = plan;
         // Nodes first: their names stand in what is said of volumes.
@@ -133,6 +134,7 @@ impl Redactor {
             // Sentences about claims, which are not shown.
             invalid_alert_percents: Vec::new(),
             claims_lost: Vec::new(),
+            claims_unreadable,
         }
     }
 

@@ -522,7 +522,11 @@ scenarios! {
             stage.server.update("persistentvolumeclaims", "shop", "data", |claim| claim["spec"]["accessModes"] = 7.into());
         },
         says: &["data"],
-        samples: &[(CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)), (LISTED, &[], Some(3.0))],
+        samples: &[
+            (CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)),
+            (LISTED, &[], Some(3.0)),
+            ("lp_exporter_claims_unreadable", &[], Some(1.0)),
+        ],
         ..WELL
     };
 

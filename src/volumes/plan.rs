@@ -35,6 +35,8 @@ pub struct Plan {
     pub invalid_alert_percents: Vec<String>,
     /// Claims whose volume is gone, as `namespace/name`.
     pub claims_lost: Vec<String>,
+    /// How many claims could not be read.
+    pub claims_unreadable: usize,
     /// The paths that no worker may take for a directory without an owner.
     pub known_paths: KnownPaths,
 }
@@ -116,6 +118,7 @@ pub fn plan(
     let mut plan = Plan {
         skipped,
         claims_lost: claims.lost(),
+        claims_unreadable: claims.unreadable(),
         ..Plan::default()
     };
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
