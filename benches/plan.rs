@@ -1,6 +1,7 @@
 //! What planning takes, for 1,000, 10,000 and 100,000 volumes, 100 on each node: `cargo bench --bench plan`.
 //!
 //! - from memory: the pure plan.
+//! - by zones: the pure plan of volumes that a third of the nodes share each.
 //! - from a dump: `lp-exporter plan --from-file`, the whole process, and the most memory that it had.
 //! - controller: a whole run of it, which lists them in pages from a stand-in for the API server, plans, and pushes. Its
 //!   nodes are not Ready, so that it makes no Jobs.
@@ -37,6 +38,8 @@ use support::objects;
 
 const COUNTS: [usize; 3] = [1_000, 10_000, 100_000];
 const VOLUMES_A_NODE: usize = 100;
+const ZONES: usize = 3;
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The best of so many runs counts: others use the machine too.
 const RUNS: usize = 3;
 /// How much more than ten times the time ten times the volumes may take.
@@ -67,11 +70,12 @@ type Figure = (Duration, Option<u64>);
 
 fn figures() -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("a temporary directory")?;
-    println!("volumes  nodes  from memory    from a dump            controller");
-    let mut figures: Vec<[Figure; 3]> = Vec::new();
+    println!("volumes  nodes  from memory    by zones       from a dump            controller");
+    let mut figures: Vec<[Figure; 4]> = Vec::new();
     for count in COUNTS {
         let all = [
-            from_memory(count)?,
+            from_memory(count, volume)?,
+            from_memory(count, volume_of_zone)?,
             from_dump(count, folder.path())?,
             controller(count, folder.path())?,
         ];
@@ -81,8 +85,8 @@ fn figures() -> anyhow::Result<()> {
         });
         let nodes = nodes_of(count);
         println!(
-            "{count:>7}  {nodes:>5}  {:<13}  {:<21}  {}",
-            cells[0], cells[1], cells[2]
+            "{count:>7}  {nodes:>5}  {:<13}  {:<13}  {:<21}  {}",
+            cells[0], cells[1], cells[2], cells[3]
         );
         figures.push(all);
     }
@@ -105,16 +109,24 @@ fn node_name(number: usize) -> String {
     format!("worker-{number:04}.example.internal")
 }
 
-fn from_memory(count: usize) -> anyhow::Result<Figure> {
+fn zone_name(number: usize) -> String {
+    format!("zone-{}", number % ZONES)
+}
+
+fn from_memory(count: usize, volume: fn(usize, &[Node]) -> Volume) -> anyhow::Result<Figure> {
     let node = |number: usize| Node {
         name: node_name(number),
-        labels: BTreeMap::from([("kubernetes.io/hostname".to_owned(), node_name(number))]),
+        labels: BTreeMap::from([
+            ("kubernetes.io/hostname".to_owned(), node_name(number)),
+            (ZONE_LABEL.to_owned(), zone_name(number)),
+        ]),
         ready: true,
         not_ready_message: String::new(),
         disk_pressure: false,
         being_removed: false,
         operating_system: "linux".to_owned(),
         is_virtual: false,
+        created_unix_seconds: None,
     };
     let nodes: Vec<Node> = (0..nodes_of(count)).map(node).collect();
     let volumes: Vec<Volume> = (0..count).map(|number| volume(number, &nodes)).collect();
@@ -173,6 +185,23 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
             match_fields: Vec::new(),
         }]),
         selected_node: Some(object.node),
+    }
+}
+
+/// The same, shared by the nodes of a zone.
+fn volume_of_zone(number: usize, nodes: &[Node]) -> Volume {
+    let selector = Requirement {
+        key: ZONE_LABEL.to_owned(),
+        operator: Operator::In,
+        values: vec![zone_name(number)],
+    };
+    Volume {
+        affinity: Some(vec![NodeSelectorTerm {
+            match_expressions: vec![selector],
+            match_fields: Vec::new(),
+        }]),
+        selected_node: None,
+        ..volume(number, nodes)
     }
 }
 

@@ -372,6 +372,11 @@ impl Session<'_> {
                 "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
             );
         }
+        if found.plan.known_paths.are_too_many() {
+            warn!(
+                "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
+            );
+        }
         let names = self.config.planning.selection.claim_labels.names();
         let capacities =
             metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);
@@ -529,7 +534,8 @@ impl Session<'_> {
     }
 
     /// The volumes that had no number for want of time, by node; asked for only where a worker of an earlier run is still
-    /// there: most likely one of them holds it.
+    /// there: most likely one of them holds it. Where every volume had its answer, what only the search for orphans opens
+    /// may hold it, and that is looked at no more then either.
     async fn timed_out_volumes(&self, tracker: &Tracker) -> BTreeMap<String, BTreeSet<String>> {
         if tracker.earlier_workers().next().is_none() {
             return BTreeMap::new();
@@ -546,7 +552,7 @@ impl Session<'_> {
             let is_ours =
                 GroupingKey::from_labels(&group.labels)? == GroupingKey::for_node(&node, &self.config.grouping_labels);
             let volumes: BTreeSet<String> = group.timed_out_volumes.into_iter().collect();
-            (is_ours && !volumes.is_empty()).then_some((node, volumes))
+            (is_ours && group.push_time_seconds > 0.0).then_some((node, volumes))
         };
         groups.into_iter().filter_map(of_node).collect()
     }
@@ -679,8 +685,8 @@ impl Session<'_> {
                 Some(volumes) => {
                     warn!(
                         node,
-                        "the pod {pod} of an earlier run does not end; one more worker leaves alone what had no number for \
-                         want of time: volumes {}",
+                        "the pod {pod} of an earlier run does not end; one more worker looks for no orphans, and leaves \
+                         alone what had no number for want of time: volumes {}",
                         volumes.len()
                     );
                     Some(volumes)
@@ -920,6 +926,10 @@ async fn first_lists(events: &mut Events) -> Result<FirstLists, ApiError> {
                 Some(Ok(Event::JobsListed)) => jobs_listed = true,
                 Some(Ok(Event::PodsListed)) => pods_listed = true,
                 Some(Ok(Event::Unreadable)) => is_complete = false,
+                Some(Ok(Event::UnreadableNode(node))) => {
+                    is_complete = false;
+                    nodes.insert(node.name.clone(), node);
+                }
                 Some(Ok(Event::Node(node))) => {
                     nodes.insert(node.name.clone(), node);
                 }

@@ -16,7 +16,7 @@ use crate::tracker::Outcome;
 use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
 use crate::volumes::plan::{PlacedVolume, Plan};
-use crate::volumes::volume::{Skipped, SkippedFacts, SourceKind};
+use crate::volumes::volume::{NO_NAME, SkipReason, Skipped, SkippedFacts, SourceKind};
 
 /// The labels of every metric about a volume.
 pub const VOLUME_LABELS: &[&str] = &[
@@ -198,6 +198,11 @@ const CLAIMS_LOST: Family = Family {
     help: "PersistentVolumeClaims, of every kind, whose volume is gone.",
     labels: &[],
 };
+const CLAIMS_UNREADABLE: Family = Family {
+    name: "lp_exporter_claims_unreadable",
+    help: "PersistentVolumeClaims, of every kind, that cannot be read: what they ask for is not known.",
+    labels: &[],
+};
 const ALERT_PERCENTS_INVALID: Family = Family {
     name: "lp_exporter_alert_percents_invalid",
     help: "Claims whose annotation lp-exporter/alert-percent is no whole number from 1 to 100.",
@@ -301,6 +306,7 @@ pub const FAMILIES: &[&Family] = &[
     &NODE_EXPECTED,
     &NODE_NOT_SCANNED,
     &CLAIMS_LOST,
+    &CLAIMS_UNREADABLE,
     &ALERT_PERCENTS_INVALID,
     &VOLUMES_LISTED,
     &VOLUMES_SKIPPED,
@@ -355,6 +361,7 @@ pub fn capacity_group(plan: &Plan, run: &Run, interval: Duration, collect: &Coll
         skipped.iter().map(|(reason, count)| ([reason.as_str()], *count as f64)),
     );
     exposition.value(&CLAIMS_LOST, plan.claims_lost.len() as f64);
+    exposition.value(&CLAIMS_UNREADABLE, plan.claims_unreadable as f64);
     exposition.value(&ALERT_PERCENTS_INVALID, plan.invalid_alert_percents.len() as f64);
     exposition.value(&INTERVAL, interval.as_secs_f64());
     finish(exposition, run)
@@ -367,10 +374,12 @@ fn volumes(plan: &Plan) -> impl Iterator<Item = (&str, &PlacedVolume)> {
         .flat_map(|node| node.volumes.iter().map(|volume| (node.name.as_str(), volume)))
 }
 
-/// Every volume that is left out and of which something can be told.
+/// Every volume that is left out and of which something can be told. What is not node-local is not ours to tell of, and two
+/// without a name would be one series twice, for which the Pushgateway refuses the whole group.
 fn left_out(plan: &Plan) -> impl Iterator<Item = (&Skipped, &SkippedFacts)> {
     plan.skipped
         .iter()
+        .filter(|skipped| skipped.reason != SkipReason::NotNodeLocal && skipped.persistent_volume != NO_NAME)
         .filter_map(|skipped| Some((skipped, skipped.facts.as_deref()?)))
 }
 
@@ -673,7 +682,7 @@ impl Report<'_> {
         self.asked().all(|(_, outcome)| matches!(outcome, Outcome::Measured(_)))
     }
 
-    /// The group of the report. Of nodes that the run was not asked for it says nothing but their volumes' number.
+    /// The group of the report. A run for some nodes pushes none.
     pub fn group(&self) -> Body {
         let mut exposition = Exposition::new();
         exposition.value(&RUN_DURATION, self.duration.as_secs_f64());
@@ -681,10 +690,12 @@ impl Report<'_> {
         let is_measured = |outcome: &Outcome| f64::from(u8::from(matches!(outcome, Outcome::Measured(_))));
         exposition.family(
             &NODE_MEASURED,
-            self.asked().map(|(node, outcome)| ([node], is_measured(outcome))),
+            self.outcomes
+                .iter()
+                .map(|(node, outcome)| ([node.as_str()], is_measured(outcome))),
         );
-        let reasons = self.asked().filter_map(|(node, outcome)| match outcome {
-            Outcome::NotMeasured { reason, .. } => Some(([node, reason.as_str()], 1.0)),
+        let reasons = self.outcomes.iter().filter_map(|(node, outcome)| match outcome {
+            Outcome::NotMeasured { reason, .. } => Some(([node.as_str(), reason.as_str()], 1.0)),
             Outcome::Measured(_) => None,
         });
         exposition.family(&NODE_NOT_MEASURED, reasons);
@@ -736,7 +747,6 @@ fn finish(mut exposition: Exposition, run: &Run) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volumes::volume::SkipReason;
 
     /// What is told of volumes that are left out: as much as is known, with the same labels as the others.
     #[test]
@@ -763,7 +773,10 @@ mod tests {
             skipped: vec![
                 skipped("known", SkipReason::FilteredByNode, Some(known)),
                 skipped("strange", SkipReason::Undecodable, Some(SkippedFacts::default())),
-                skipped("nfs", SkipReason::NotNodeLocal, None),
+                skipped(NO_NAME, SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped(NO_NAME, SkipReason::Undecodable, Some(SkippedFacts::default())),
+                skipped("cloud", SkipReason::NotNodeLocal, None),
+                skipped("nfs", SkipReason::NotNodeLocal, Some(SkippedFacts::default())),
             ],
             ..Plan::default()
         };

@@ -3,12 +3,14 @@
 //! People delete what is told here, so every doubt spares a directory. A path says where a directory is only as long as no
 //! symbolic link and no bind mount leads to it by another one:
 //! - Where the worker sees both ends of a bind mount, its own table of mounts says which directories are the same.
+//! - A directory with a mount inside is in use, whatever else it holds.
 //! - A volume's path that leads through a symbolic link below a base ends the search: where it leads cannot be told.
 //! - A volume outside of the base directories that the worker sees may be anywhere below them, by a link or a mount of the
 //!   node's: each ending of its path counts as known below each base.
 //!
 //! [`lp_measure::search`] does the looking.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -85,7 +87,31 @@ pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
             }
         }
     }
+    for (base, known) in bases.iter().zip(&mut known) {
+        if let Some(mounted_at) = base.mounted_at {
+            add_mount_points(known, mounts.points_below(mounted_at), |point| {
+                mounts.may_be_shared(&mounted_at.join(point))
+            });
+        }
+    }
     known
+}
+
+/// Adds mount points to what is known below a base. Where something known lies beneath one it is spared anyway, and what
+/// else lies on that mount is looked at; not on one that other machines may have too, with volumes of theirs.
+fn add_mount_points<'a>(
+    known: &mut Vec<PathBuf>,
+    points: impl Iterator<Item = &'a Path>,
+    may_be_shared: impl Fn(&Path) -> bool,
+) {
+    let paths: BTreeSet<&Path> = known.iter().map(PathBuf::as_path).collect();
+    let is_told = |point: &Path| {
+        let next = paths.range(point..).next();
+        point.ancestors().any(|above| paths.contains(above)) || next.is_some_and(|next| next.starts_with(point))
+    };
+    let more = points.filter(|point| may_be_shared(point) || !is_told(point));
+    let more: Vec<PathBuf> = more.map(Path::to_owned).collect();
+    known.extend(more);
 }
 
 /// A base directory, and where it lies on its file system as far as the worker sees it.
@@ -203,8 +229,6 @@ pub fn count(orphans: &[Orphan]) -> OrphanCount {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::volumes::collect::Collect;
     use crate::volumes::node_plan::{self, Base, PlannedVolume, Run};
@@ -261,7 +285,14 @@ mod tests {
         let known = known_below(&plan(volumes, known_paths), &MountTable::parse(MOUNTS));
         // The base inside the first one is always known there.
         let first: Vec<&str> = first.iter().copied().chain(["inner"]).collect();
-        for (found, expected) in [(&known[0], &first[..]), (&known[1], second)] {
+        // So are the mounts in the second one, except those that are, hold or lie in something known.
+        let touches = |point: &Path| {
+            let mut paths = second.iter().map(Path::new);
+            paths.any(|path| path.starts_with(point) || point.starts_with(path))
+        };
+        let mounted = ["ssd", "bound"].into_iter().filter(|point| !touches(Path::new(point)));
+        let second: Vec<&str> = second.iter().copied().chain(mounted).collect();
+        for (found, expected) in [(&known[0], &first[..]), (&known[1], &second[..])] {
             let found: BTreeSet<&Path> = found.iter().map(PathBuf::as_path).collect();
             let expected: BTreeSet<&Path> = expected.iter().map(Path::new).collect();
             assert_eq!(found, expected, "{why}");
@@ -323,6 +354,27 @@ mod tests {
             &["opt/lpp10/a", "lpp10/a", "a"],
             &["opt/lpp10/a", "lpp10/a", "a"],
             "by components",
+        );
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_base_is_in_use() {
+        let second = |known: &[&str]| {
+            let known = known_below(&plan(&[], known), &MountTable::parse(MOUNTS)).remove(1);
+            known.into_iter().collect::<BTreeSet<PathBuf>>()
+        };
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<BTreeSet<PathBuf>>();
+        assert_eq!(second(&[]), paths(&["bound", "ssd"]));
+        assert_eq!(second(&["/mnt/disks/ssd"]), paths(&["bound", "ssd"]));
+        // What else lies beside the volume on that disk is looked at.
+        assert_eq!(second(&["/mnt/disks/ssd/a/b"]), paths(&["bound", "ssd/a/b"]));
+        assert_eq!(second(&["/mnt/disks/ss"]), paths(&["bound", "ss", "ssd"]));
+        assert_eq!(second(&["/mnt/disks/ssd-2"]), paths(&["bound", "ssd", "ssd-2"]));
+        let nfs = format!("{MOUNTS}34 31 0:60 / /bases/1/nfs rw - nfs4 server:/x rw\n");
+        let known = known_below(&plan(&["/mnt/disks/nfs/a"], &[]), &MountTable::parse(&nfs)).remove(1);
+        assert!(
+            known.contains(&PathBuf::from("nfs")),
+            "others may have volumes there: {known:?}"
         );
     }
 

@@ -12,6 +12,7 @@ use crate::cli::{
     LogArguments, LogFormat, LogLevel, PlanningArguments, PushArguments, SelectionArguments, TellingArguments,
 };
 use crate::deadlines::deadlines;
+use crate::kubernetes::convert::UnreadableNode;
 use crate::kubernetes::job::{DEFAULT_TEMPLATE, Template, WorkerSpec};
 use crate::pushgateway::{GroupingLabels, Pushgateway};
 use crate::text::one_line;
@@ -141,7 +142,7 @@ pub struct Listed {
     pub skipped: Vec<Skipped>,
     /// The claims that could be read.
     pub claims: Claims,
-    /// The nodes that could be read.
+    /// The nodes. One that could not be read is not Ready.
     pub nodes: Vec<Node>,
     /// Where the pods of claims run, if they were asked.
     pub pods: Option<PodPlaces>,
@@ -189,23 +190,29 @@ impl Listed {
     pub fn add_claim(&mut self, claim: Result<Claim, (String, String)>) {
         match claim {
             Ok(claim) => self.claims.add(claim),
-            Err((name, why)) => self.unreadable.push(Unreadable {
-                kind: "PersistentVolumeClaim",
-                name,
-                why,
-            }),
+            Err((name, why)) => {
+                self.claims.add_unreadable();
+                self.unreadable.push(Unreadable {
+                    kind: "PersistentVolumeClaim",
+                    name,
+                    why,
+                });
+            }
         }
     }
 
     /// Takes a node as it was read.
-    pub fn add_node(&mut self, node: Result<Node, (String, String)>) {
+    pub fn add_node(&mut self, node: Result<Node, UnreadableNode>) {
         match node {
             Ok(node) => self.nodes.push(node),
-            Err((name, why)) => self.unreadable.push(Unreadable {
-                kind: "Node",
-                name,
-                why,
-            }),
+            Err(UnreadableNode { name, why, node }) => {
+                self.nodes.extend(node.map(|node| *node));
+                self.unreadable.push(Unreadable {
+                    kind: "Node",
+                    name,
+                    why,
+                });
+            }
         }
     }
 

@@ -9,10 +9,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::cli::DEFAULT_BASE_PATHS;
-use crate::kubernetes::convert::NO_NAME;
 use crate::volumes::path::{BasePaths, PathError};
 use crate::volumes::plan::{PlacedVolume, Plan, PlannedNode};
-use crate::volumes::volume::Skipped;
+use crate::volumes::volume::{NO_NAME, Skipped};
 
 /// The phases of a volume that Kubernetes knows; any other text is somebody's.
 const PHASES: [&str; 6] = ["", "Pending", "Available", "Bound", "Released", "Failed"];
@@ -25,10 +24,10 @@ const WORDS: &str = "\
     end exist exists Exists expected exponent field file filter follows for form from G Gi given gone Gt has have \
     hold holds hostname hostPath in In integer invalid is it its k key Ki kind kubernetes.io/hostname Kubernetes \
     label labels left length limit line Linux local local.path.provisioner/selected-node longer Lt m M made makes \
-    map match matches matchExpressions matchFields measured message metadata Mi missing more most n name named names \
+    map match matches matchExpressions matchFields measured message metadata Mi missing more most mounts n name named names \
     namespace negative neither no node nodeAffinity nodes nodeSelectorTerms none nor not nothing NotIn NUL null \
-    number object of on one only opens operator or other out outside own P path paths phase Pi point present \
-    quantity read Ready ready relative required resources root says selector sequence shared shares slash so source \
+    number object of on one only opens operator or other out outside own P path paths phase Pi pod pods point present \
+    quantity ran read Ready ready relative required resources root says selector sequence shared shares slash so source \
     spec start starts state status storage storageClassName string such suffix system T than that the there they \
     this Ti to too true type u under unit unknown use value values variant volume volumeMode volumes was what when \
     where which with without word write";
@@ -105,11 +104,12 @@ impl Redactor {
             nodes_not_scanned,
             invalid_alert_percents: _,
             claims_lost: _,
+            claims_unreadable,
             mut known_paths,
         } = plan;
         // Nodes first: their names stand in what is said of volumes.
-        for node in &nodes {
-            self.name("Node", &node.name);
+        for name in nodes.iter().map(|node| &node.name).chain(nodes_not_scanned.keys()) {
+            self.name("Node", name);
         }
         let other_nodes: BTreeSet<String> = other_nodes.iter().map(|name| self.name("Node", name)).collect();
         let nodes = nodes.into_iter().map(|node| self.planned_node(node)).collect();
@@ -134,6 +134,7 @@ impl Redactor {
             // Sentences about claims, which are not shown.
             invalid_alert_percents: Vec::new(),
             claims_lost: Vec::new(),
+            claims_unreadable,
         }
     }
 
@@ -243,10 +244,10 @@ impl Redactor {
             substitute.clone()
         } else if word.contains('/') || word == ".." {
             self.path(word)
-        } else if !is_quoted && word.split('.').any(|part| self.is_ours(part)) {
-            // The place of a field: the names of ours in it stay.
+        } else if !is_quoted && word.split('.').any(|part| self.words.contains(part)) {
+            // The place of a field: the names of ours in it stay. Numbers do not: they may be those of an address.
             let parts = word.split('.').map(|part| match part {
-                part if self.is_ours(part) => part.to_owned(),
+                part if self.words.contains(part) => part.to_owned(),
                 part => self.name("Word", part),
             });
             parts.collect::<Vec<_>>().join(".")
@@ -259,6 +260,7 @@ impl Redactor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::volume::{NodeReason, SkipReason};
 
     #[test]
     fn names_keep_their_substitutes() {
@@ -275,6 +277,47 @@ mod tests {
             redactor.path("/opt/local-path-provisioner-2/x"),
             "/Directory-2/Directory-3/Directory-4"
         );
+    }
+
+    /// Nodes are called so where a provider has no better names: each sentence that names one, and nodes that hold nothing.
+    #[test]
+    fn a_name_that_is_an_address_does_not_stay() {
+        let skipped = |name: &str, reason: SkipReason, detail: &str| Skipped {
+            persistent_volume: name.to_owned(),
+            reason,
+            detail: detail.to_owned(),
+            facts: None,
+        };
+        let plan = Plan {
+            skipped: vec![
+                skipped(
+                    "a",
+                    SkipReason::NodeGone,
+                    "the pods of its claim ran on 10.1.2.3, which is gone",
+                ),
+                skipped(
+                    "b",
+                    SkipReason::PodsOnSeveralNodes,
+                    "the pods of claim shop/data are on 10.1.2.4, 10.1.2.5",
+                ),
+                skipped("c", SkipReason::FilteredByNode, "node 10.1.2.4"),
+                skipped("d", SkipReason::FilteredByNode, "node 10.1.2.6.local"),
+            ],
+            nodes_not_scanned: [("10.1.2.4".to_owned(), NodeReason::NoVolumes)].into(),
+            ..Plan::default()
+        };
+        let redacted = Redactor::new().plan(plan);
+        let details: Vec<&str> = redacted.skipped.iter().map(|one| one.detail.as_str()).collect();
+        assert_eq!(
+            details,
+            [
+                "the pods of its claim ran on Word-1, which is gone",
+                "the pods of claim Directory-1/Directory-2 are on Node-1, Word-2",
+                "node Node-1",
+                "node Word-3.Word-4.Word-5.Word-6.local",
+            ]
+        );
+        assert!(redacted.nodes_not_scanned.contains_key("Node-1"));
     }
 
     #[test]

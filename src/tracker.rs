@@ -30,6 +30,8 @@ pub enum Event {
     NodesListed,
     /// An object that could not be read: what is known is not all there is.
     Unreadable,
+    /// A Node was seen that could not be read, with what is known of it all the same.
+    UnreadableNode(Node),
     /// A worker's Job, as it is now.
     Job(WorkerJob),
     /// A worker's Job that is no more.
@@ -312,7 +314,12 @@ impl Tracker {
                     track.live = None;
                 }
             }
-            Event::NodesListed | Event::JobsListed | Event::PodsListed | Event::Unreadable => {}
+            // A node that cannot be read is no reason to give its worker up.
+            Event::NodesListed
+            | Event::JobsListed
+            | Event::PodsListed
+            | Event::Unreadable
+            | Event::UnreadableNode(_) => {}
         }
     }
 

@@ -426,9 +426,18 @@ async fn find_orphans(
     let mut found: Vec<Option<Vec<Orphan>>> = vec![None; plan.bases.len()];
     let mut searches = Vec::new();
     let mut base_of_search = Vec::new();
-    let known = orphans::known_below(plan, &MountTable::read());
+    let mounts = MountTable::read();
+    let known = orphans::known_below(plan, &mounts);
     for (index, (base, known)) in plan.bases.iter().zip(known).enumerate() {
         if let Some(mounted_at) = &base.mounted_at {
+            // The volumes of the other nodes lie there too, and this plan does not have them all.
+            if mounts.may_be_shared(Path::new(mounted_at)) {
+                warn!(
+                    "orphans below {} are not told: it lies on a file system that other machines may have too",
+                    base.path
+                );
+                continue;
+            }
             searches.push(Search {
                 base: PathBuf::from(mounted_at),
                 known,

@@ -491,12 +491,42 @@ scenarios! {
         ..WELL
     };
 
+    /// It is there, and so is what lies on it.
+    an_undecodable_node_is_not_gone: Case {
+        prepare: |stage| {
+            stage.server.put(json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "node-9", "labels": {"kubernetes.io/hostname": "node-9"}},
+                "status": {"conditions": 7},
+            }));
+            stage.server.put(Volume::local_path("node-9", "shop", "there", "1Gi").persistent_volume());
+            push_old_groups(stage, &["node-9", "node-8"]);
+        },
+        says: &["node-9", "the node cannot be read"],
+        samples: &[
+            (SKIPPED, &[("reason", "node_gone")], Some(0.0)),
+            (NOT_MEASURED, &[("node", "node-9"), ("reason", "not_ready")], Some(1.0)),
+        ],
+        jobs_made: Some(ALL),
+        check: |stage, _ended| {
+            for node in ["node-8", "node-9"] {
+                let group = stage.gateway.group(&[("job", "lp-exporter-job"), ("node", node)]);
+                assert!(group.is_some(), "not everything could be read: {node}");
+            }
+        },
+        ..WELL
+    };
+
     an_undecodable_claim_costs_nothing: Case {
         prepare: |stage| {
             stage.server.update("persistentvolumeclaims", "shop", "data", |claim| claim["spec"]["accessModes"] = 7.into());
         },
         says: &["data"],
-        samples: &[(CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)), (LISTED, &[], Some(3.0))],
+        samples: &[
+            (CAPACITY, &[("node", "node-1")], Some(1_073_741_824.0)),
+            (LISTED, &[], Some(3.0)),
+            ("lp_exporter_claims_unreadable", &[], Some(1.0)),
+        ],
         ..WELL
     };
 
@@ -1744,6 +1774,25 @@ scenarios! {
             (USED, &[("persistentvolumeclaim", "other"), ("node", "node-2")], Some(8192.0)),
             (USED, &[("persistentvolumeclaim", "data-1")], None),
             (SCAN_STATE, &[("persistentvolumeclaim", "data-1"), ("state", "timeout")], Some(1.0)),
+            (MEASURED, &[("node", "node-2")], Some(1.0)),
+        ],
+        jobs_made: Some(ALL),
+        ..WELL
+    };
+
+    /// Every volume had its answer, so it waits for what only the search for orphans opens: one more worker does not search.
+    one_more_worker_leaves_alone_what_only_orphans_need: Case {
+        prepare: |stage| {
+            leave_hanging(stage, "left-hanging");
+            stage.gateway.push(
+                "job/lp-exporter-job/node/node-2",
+                "# TYPE local_volume_scan_state gauge\n\
+                 local_volume_scan_state{persistentvolume=\"another\",state=\"complete\",method=\"walk\"} 1\n",
+            );
+        },
+        says: &["node-2", "left-hanging-pod", "looks for no orphans"],
+        samples: &[
+            (USED, &[("node", "node-2")], Some(8192.0)),
             (MEASURED, &[("node", "node-2")], Some(1.0)),
         ],
         jobs_made: Some(ALL),

@@ -39,6 +39,21 @@ const PLAN: &str = "docs/plan.md";
 const INTERNAL_VARIABLES: [&str; 1] = ["LP_EXPORTER_TEST_CHILD_SERVER"];
 
 #[test]
+fn the_architecture_names_every_module() {
+    let table = read("docs/architecture.md");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    for line in read("src/lib.rs").lines() {
+        let declared = line.trim_start_matches("pub ").strip_prefix("mod ");
+        let Some(module) = declared.and_then(|rest| rest.strip_suffix(';')) else {
+            continue;
+        };
+        let named = format!("`{module}`");
+        let is_named = |row: &&str| row.split('|').nth(1).is_some_and(|names| names.contains(&named));
+        assert!(rows.iter().any(is_named), "docs/architecture.md does not name {module}");
+    }
+}
+
+#[test]
 fn families() {
     let groups = groups_of_families();
     let expected = FAMILIES.iter().map(|family| {

@@ -277,6 +277,26 @@ async fn what_is_young_or_in_doubt_is_no_orphan() {
     assert_eq!((told.value(DIRECTORIES, &[]), told.value(BYTES, &[])), (None, None));
 }
 
+/// Other nodes may have the file system too, and with it volumes of which this plan knows nothing.
+#[tokio::test]
+async fn nothing_is_an_orphan_on_a_file_system_that_may_be_shared() {
+    let Some(disk) = Disk::new() else { return };
+    let mounted_at = disk.path.join("base");
+    fs::create_dir(&mounted_at).expect("it can be made");
+    // A kind that is not known to be one machine's own, as those of networks are.
+    let mounted = output("mount", &["-t", "ramfs", "ramfs", &text(&mounted_at)]);
+    assert!(mounted.status.success(), "{mounted:?}");
+    plant(&mounted_at, &["pvc-1/file", "of-another-node/file"]);
+    let told = run(&plan(&mounted_at, &["pvc-1"]), &[]).await;
+    assert_eq!(told.summary.states["complete"], 1, "{}", told.log);
+    assert_eq!((told.value(DIRECTORIES, &[]), told.value(BYTES, &[])), (None, None));
+    assert!(
+        told.log.contains("orphans below /data are not told") && told.log.contains("other machines"),
+        "{}",
+        told.log
+    );
+}
+
 #[tokio::test]
 async fn a_part_is_not_told_as_the_whole() {
     let folder = tempfile::tempdir().expect("a temporary directory can be made");

@@ -137,7 +137,28 @@ impl MountTable {
         let place: PathBuf = mount.root.components().chain(inside.components()).collect();
         Some((device, place))
     }
+
+    /// What is mounted below a directory, relative to it; no symbolic link is known.
+    pub fn points_below<'a>(&'a self, directory: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let points = self
+            .0
+            .iter()
+            .filter_map(move |mount| mount.point.strip_prefix(directory).ok());
+        points.filter(|point| !point.as_os_str().is_empty())
+    }
+
+    /// Whether another machine may have the directory at this path too, by the kind of its file system; no file system is
+    /// asked. What is not known to belong to one machine may be shared.
+    pub fn may_be_shared(&self, path: &Path) -> bool {
+        of_path(&self.0, path).is_none_or(|mount| !OF_ONE_MACHINE.contains(&mount.kind.as_str()))
+    }
 }
+
+/// File systems that one machine has for itself. Not the clusters' (OCFS2, GFS2, Ceph), nor NFS, SMB, FUSE, 9p or virtiofs.
+const OF_ONE_MACHINE: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "vfat", "exfat", "tmpfs",
+    "overlay",
+];
 
 /// File systems whose counters are those of one disk, and of all that is on it. Not btrfs (subvolumes, and it shares
 /// blocks), not overlay (it tells of the layer below), not NFS, FUSE, 9p or virtiofs (they tell of somebody else's disk).
@@ -260,6 +281,45 @@ a line that is none
             assert_eq!(table.place(Path::new(path)), expected, "{path}");
         }
         assert_eq!(MountTable::default().place(Path::new("/x")), None);
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_directory() {
+        let table = MountTable::parse(NODE);
+        let below = |directory: &str| -> Vec<PathBuf> {
+            let points = table.points_below(Path::new(directory));
+            points.map(Path::to_owned).collect()
+        };
+        let expected = ["a", "b", "c", "d", "e", "f g", "o", "p", "q"].map(PathBuf::from);
+        assert_eq!(below("/mnt/disks"), expected);
+        assert_eq!(below("/mnt/disks/a"), Vec::<PathBuf>::new());
+        assert_eq!(below("/mnt/dis"), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_another_machine_may_have_too() {
+        let table = MountTable::parse(&format!(
+            "{NODE}\
+             40 22 0:60 / /srv/nfs rw - nfs4 server:/data rw\n\
+             41 22 0:61 / /srv/fuse rw - fuse.glusterfs gluster:/data rw\n\
+             42 22 0:62 / /srv/new rw - something-new none rw\n"
+        ));
+        for (path, expected) in [
+            ("/opt/x", false),
+            ("/mnt/disks/a/x", false),
+            ("/mnt/disks/d", false),
+            ("/mnt/disks/o", false),
+            ("/srv", false),
+            ("/srv/nfs/x", true),
+            ("/srv/fuse", true),
+            ("/srv/new", true),
+        ] {
+            assert_eq!(table.may_be_shared(Path::new(path)), expected, "{path}");
+        }
+        assert!(
+            MountTable::default().may_be_shared(Path::new("/opt")),
+            "nothing is known of it"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Finds the directories below a base directory that hold nothing known: the topmost ones, so that none lies in another.
 //!
 //! Whoever reads the answer may delete what it names, so every doubt is decided the other way: what is young, what holds
-//! something young near its top, what is a mount, and what consists of directories alone is not named; and a base of
+//! something young near its top, what is a mount or holds one near its top, and what consists of directories alone is not named; and a base of
 //! which any part could not be read has no answer at all.
 //!
 //! Each base has a thread of its own, which nobody waits for. What is a directory's name here is anybody's: it is opened
@@ -182,7 +182,7 @@ enum Verdict {
     Young,
     /// Nothing but directories.
     Empty,
-    /// It is known by another path, a mount, no directory, or gone.
+    /// It is known by another path, a mount or above one, no directory, or gone.
     NoMatter,
 }
 
@@ -278,7 +278,9 @@ impl Shared {
             };
             let fd = match self.opener.child(level.fd.as_fd(), &name, mount) {
                 Ok(fd) => fd,
-                Err(Errno::XDEV | Errno::NOENT) => continue,
+                Err(Errno::NOENT) => continue,
+                // What is mounted there is in use, and deleting the one above would empty it.
+                Err(Errno::XDEV) => return Ok(Verdict::NoMatter),
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     has_content = true;
                     continue;

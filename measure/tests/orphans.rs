@@ -209,14 +209,17 @@ fn mounts_are_none_and_are_not_entered() {
             "holder/other/file",
             "claims/known/file",
             "claims/gone/file",
+            "group/file",
         ],
     );
-    for name in ["disk", "bind", "only-mounts/disk"] {
+    for name in ["disk", "bind", "only-mounts/disk", "group/disk"] {
         fs::create_dir_all(base.join(name)).unwrap();
     }
     let text = |name: &str| base.join(name).to_str().unwrap().to_owned();
     mount(&["-t", "tmpfs", "tmpfs", &text("disk")]);
     mount(&["-t", "tmpfs", "tmpfs", &text("only-mounts/disk")]);
+    // Whoever deletes what a mount lies in deletes what is mounted.
+    mount(&["-t", "tmpfs", "tmpfs", &text("group/disk")]);
     mount(&["--bind", &text("holder"), &text("bind")]);
     plant(
         &base,

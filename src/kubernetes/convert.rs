@@ -17,7 +17,7 @@ use crate::volumes::affinity::{NodeSelectorTerm, Operator, Requirement};
 use crate::volumes::claims::{ALERT_PERCENT_ANNOTATION, Claim};
 use crate::volumes::pods::PodOnNode;
 use crate::volumes::quantity;
-use crate::volumes::volume::{ClaimReference, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
+use crate::volumes::volume::{ClaimReference, NO_NAME, Node, SkipReason, Skipped, SkippedFacts, SourceKind, Volume};
 
 /// Written by local-path-provisioner since 0.0.25: the node that the scheduler chose for the first pod of the claim.
 const SELECTED_NODE_ANNOTATION: &str = "local.path.provisioner/selected-node";
@@ -33,9 +33,6 @@ const CONTROLLER_CONTAINER: &str = "controller";
 const MESSAGE_MAX_CHARS: usize = 5000;
 /// The longest text of an object that is repeated in a reason.
 const TEXT_MAX_CHARS: usize = 200;
-
-/// Stands for the name of an object that has none, or none that can be read.
-pub(crate) const NO_NAME: &str = "(no readable name)";
 
 /// Reads a PersistentVolume.
 ///
@@ -102,11 +99,17 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
         (Some(host_path), _) => (SourceKind::HostPath, host_path.path),
         (None, Some(local)) => (SourceKind::Local, local.path),
         (None, None) => {
+            let exported = exported_path(spec.nfs, spec.csi);
             return Err(Skipped {
                 persistent_volume: name,
                 reason: SkipReason::NotNodeLocal,
                 detail: "its source is neither hostPath nor local".to_owned(),
-                facts: None,
+                facts: exported.map(|path| {
+                    Box::new(SkippedFacts {
+                        path: Some(path),
+                        ..SkippedFacts::default()
+                    })
+                }),
             });
         }
     };
@@ -164,6 +167,20 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             })),
         }),
     }
+}
+
+/// The directory of an NFS server that a volume names, by the field for it or by the attributes of csi-driver-nfs: one of
+/// our nodes may be that server, and export what lies below a base path.
+fn exported_path(nfs: Option<core::NFSVolumeSource>, csi: Option<core::CSIPersistentVolumeSource>) -> Option<String> {
+    if let Some(nfs) = nfs {
+        return Some(nfs.path);
+    }
+    let attributes = csi?.volume_attributes?;
+    let share = attributes.get("share")?;
+    Some(match attributes.get("subdir") {
+        Some(subdir) => format!("{share}/{subdir}"),
+        None => share.clone(),
+    })
 }
 
 fn affinity(affinity: Option<core::VolumeNodeAffinity>) -> Result<Option<Vec<NodeSelectorTerm>>, (SkipReason, String)> {
@@ -308,14 +325,58 @@ pub fn pod_on_node(raw: &RawValue) -> Option<PodOnNode> {
     })
 }
 
+/// A Node that cannot be read.
+#[derive(Debug)]
+pub struct UnreadableNode {
+    /// Its name, as far as it can be told.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// What can be read of it all the same: it is there, and so are its volumes. `None` if it has no name.
+    pub node: Option<Box<Node>>,
+}
+
 /// Reads a Node that is not decoded yet.
 ///
 /// # Errors
-/// Its name, as far as it can be told, and what is wrong with it.
-pub fn undecoded_node(raw: &RawValue) -> Result<Node, (String, String)> {
-    decode(raw)
-        .map(node)
-        .map_err(|(name, why)| (name.unwrap_or_else(|| NO_NAME.to_owned()), why))
+/// What can be told of it.
+pub fn undecoded_node(raw: &RawValue) -> Result<Node, UnreadableNode> {
+    decode(raw).map(node).map_err(|(name, why)| {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            labels: BTreeMap<String, String>,
+        }
+        let labels = serde_json::from_str::<Object>(raw.get()).map(|object| object.metadata.labels);
+        UnreadableNode {
+            node: name
+                .clone()
+                .filter(|name| !name.is_empty())
+                .map(|name| Box::new(unreadable_node(name, labels.unwrap_or_default()))),
+            name: name.unwrap_or_else(|| NO_NAME.to_owned()),
+            why,
+        }
+    })
+}
+
+/// A Node of which nothing but this can be read. Its volumes are where they were, and nobody is to take them for those of a
+/// node that is gone.
+pub fn unreadable_node(name: String, labels: BTreeMap<String, String>) -> Node {
+    let metadata = ObjectMeta {
+        name: Some(name),
+        labels: Some(labels),
+        ..ObjectMeta::default()
+    };
+    Node {
+        not_ready_message: Node::UNREADABLE.to_owned(),
+        ..node(core::Node {
+            metadata,
+            ..core::Node::default()
+        })
+    }
 }
 
 /// Reads a Node.
@@ -323,6 +384,7 @@ pub fn node(object: core::Node) -> Node {
     let ObjectMeta {
         name,
         labels,
+        creation_timestamp,
         deletion_timestamp,
         ..
     } = object.metadata;
@@ -354,6 +416,7 @@ pub fn node(object: core::Node) -> Node {
         is_virtual: labels
             .get(VIRTUAL_NODE_LABEL.0)
             .is_some_and(|value| value == VIRTUAL_NODE_LABEL.1),
+        created_unix_seconds: creation_timestamp.map(|created| created.0.as_second()),
         labels,
     }
 }
@@ -618,6 +681,7 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::volume::NodeReason;
 
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.to_owned()).expect("the test's JSON is well-formed")
@@ -704,8 +768,26 @@ mod tests {
             ..SkippedFacts::default()
         };
         assert_eq!(block, Some(expected));
-        let elsewhere = facts(r#""capacity":{"storage":"1"},"nfs":{"path":"/b","server":"s"}"#);
-        assert_eq!(elsewhere, None, "it is not ours to tell of");
+        // It is not ours to tell of; but one of our nodes may be the server.
+        for (source, expected) in [
+            (r#""nfs":{"path":"/b","server":"s"}"#, Some("/b")),
+            (
+                r#""csi":{"driver":"nfs.csi.k8s.io","volumeHandle":"h","volumeAttributes":{"share":"/b","subdir":"pvc-1"}}"#,
+                Some("/b/pvc-1"),
+            ),
+            (
+                r#""csi":{"driver":"nfs.csi.k8s.io","volumeHandle":"h","volumeAttributes":{"share":"/b"}}"#,
+                Some("/b"),
+            ),
+            (r#""csi":{"driver":"ebs.csi.aws.com","volumeHandle":"h"}"#, None),
+        ] {
+            let expected = expected.map(|path| SkippedFacts {
+                path: Some(path.to_owned()),
+                ..SkippedFacts::default()
+            });
+            let spec = format!(r#""capacity":{{"storage":"1"}},{source}"#);
+            assert_eq!(facts(&spec), expected, "{source}");
+        }
     }
 
     #[test]
@@ -736,6 +818,29 @@ mod tests {
             read(r#"{"metadata":{"name":"c"},"spec":7}"#).expect_err("it is none").0,
             "c"
         );
+    }
+
+    #[test]
+    fn when_a_node_was_made() {
+        let node = undecoded_node(&raw(
+            r#"{"metadata":{"name":"n","creationTimestamp":"1970-01-01T00:01:00Z"}}"#,
+        ));
+        assert_eq!(node.expect("it is a node").created_unix_seconds, Some(60));
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_read_is_there() {
+        let read = |metadata: &str| {
+            let json = format!(r#"{{"metadata":{{{metadata}}},"status":7}}"#);
+            undecoded_node(&raw(&json)).expect_err("it is none").node
+        };
+        let node = read(r#""name":"n","labels":{"zone":"a"}"#).expect("it has a name");
+        assert_eq!((node.name.as_str(), node.labels["zone"].as_str()), ("n", "a"));
+        let why = (NodeReason::NotReady, "the node cannot be read".to_owned());
+        assert_eq!(node.unmeasurable(), Some(why));
+        assert!(read(r#""name":"n","labels":7"#).is_some_and(|node| node.labels.is_empty()));
+        assert_eq!(read(r#""name":7"#), None);
+        assert_eq!(read(r#""name":"""#), None);
     }
 
     #[test]

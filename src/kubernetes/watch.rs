@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::{ApiResource, DynamicObject, ObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -28,6 +28,10 @@ pub fn nodes(cluster: &Cluster) -> Events {
     let kind = Kind {
         resource: "nodes",
         seen: |object: NodeObject| Event::Node(convert::node(object)),
+        unreadable: |metadata: ObjectMeta| {
+            let (name, labels) = (metadata.name.unwrap_or_default(), metadata.labels.unwrap_or_default());
+            Event::UnreadableNode(convert::unreadable_node(name, labels))
+        },
         gone: Event::NodeGone,
         listed: Event::NodesListed,
     };
@@ -39,6 +43,7 @@ pub fn jobs(cluster: &Cluster, instance: &str) -> Events {
     let kind = Kind {
         resource: "jobs",
         seen: |object: Job| Event::Job(convert::worker_job(&object)),
+        unreadable: |_| Event::Unreadable,
         gone: Event::JobGone,
         listed: Event::JobsListed,
     };
@@ -50,6 +55,7 @@ pub fn pods(cluster: &Cluster, instance: &str) -> Events {
     let kind = Kind {
         resource: "pods",
         seen: |object: Pod| Event::Pod(convert::worker_pod(&object)),
+        unreadable: |_| Event::Unreadable,
         gone: Event::PodGone,
         listed: Event::PodsListed,
     };
@@ -73,6 +79,7 @@ fn of_instance(instance: &str) -> watcher::Config {
 struct Kind<K> {
     resource: &'static str,
     seen: fn(K) -> Event,
+    unreadable: fn(ObjectMeta) -> Event,
     gone: fn(String) -> Event,
     listed: Event,
 }
@@ -128,16 +135,17 @@ fn translate<K: DeserializeOwned>(
 }
 
 fn read<K: DeserializeOwned>(kind: &Kind<K>, object: DynamicObject) -> Event {
-    let name = object.metadata.name.clone().unwrap_or_default();
+    let metadata = object.metadata.clone();
     let decoded = serde_json::to_value(object).and_then(serde_json::from_value);
     match decoded {
         Ok(object) => (kind.seen)(object),
         Err(error) => {
             warn!(
                 resource = kind.resource,
-                name, "passed over an object that cannot be read: {error}"
+                name = metadata.name,
+                "passed over an object that cannot be read: {error}"
             );
-            Event::Unreadable
+            (kind.unreadable)(metadata)
         }
     }
 }

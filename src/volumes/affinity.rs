@@ -3,7 +3,8 @@
 //! The rules are those of k8s.io/component-helpers, scheduling/corev1/nodeaffinity (and of the label and field selectors
 //! that it builds on); tests/differential.rs compares with its recorded answers. The main one that surprises: a
 //! requirement that is not valid (a value that is no label value, `Gt` without an integer, …) makes its whole term match
-//! nothing, also under `NotIn`. A term with an operator that [`Operator`] does not know is such a term too: leave it out.
+//! nothing, also under `NotIn`. A term with an operator that [`Operator`] does not know is such a term for the scheduler too.
+//! It cannot be written here: no API server takes such a volume, and who meets one all the same does not know what is meant.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -22,7 +23,7 @@ const LABEL_MAX_BYTES: usize = 63;
 const SUBDOMAIN_MAX_BYTES: usize = 253;
 
 /// One of the alternatives of a node selector: it matches a node that meets every requirement.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct NodeSelectorTerm {
     /// Requirements on the node's labels.
     pub match_expressions: Vec<Requirement>,
@@ -31,7 +32,7 @@ pub struct NodeSelectorTerm {
 }
 
 /// What a label or a field of a node has to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// The label's key, or the field's name.
     pub key: String,
@@ -43,7 +44,7 @@ pub struct Requirement {
 }
 
 /// How a requirement compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// The node has the label, and its value is one of those given.
     In,

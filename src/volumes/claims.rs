@@ -74,6 +74,8 @@ impl Claim {
 #[derive(Debug, Default)]
 pub struct Claims {
     by_namespace: HashMap<String, HashMap<String, Claim>>,
+    /// How many there are that could not be read.
+    unreadable: usize,
 }
 
 impl Claims {
@@ -90,6 +92,16 @@ impl Claims {
             .entry(claim.reference.namespace.clone())
             .or_default()
             .insert(claim.reference.name.clone(), claim);
+    }
+
+    /// Counts a claim that cannot be read: what it wants is not known, and its volume is treated as one without a claim.
+    pub fn add_unreadable(&mut self) {
+        self.unreadable += 1;
+    }
+
+    /// How many claims could not be read.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable
     }
 
     /// The claim that a volume is bound to, as long as it is there. A claim that was deleted and made again under the same

@@ -17,7 +17,9 @@
 //!
 //! Where nothing says where a volume lies, its pods may be asked ([`NodeIndex::place_by_pods`]).
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
@@ -33,6 +35,10 @@ const FIELD_NAME: &str = "metadata.name";
 /// The label by which local-path-provisioner pins a volume unless it is told otherwise.
 const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
+/// How many affinities are remembered together with what they match: those of zones, disks and the like, of which a cluster
+/// has few. With more of them each further one is worked out again for each volume.
+const REMEMBERED_MAX: usize = 1000;
+
 /// Where a volume lies. Nodes are told by their index in the slice that [`NodeIndex::new`] was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
@@ -41,17 +47,36 @@ pub enum Placement {
     /// On a file system that several nodes share; this one is to measure it.
     Shared(usize),
     /// Nowhere that can be told.
-    Unplaced(SkipReason, String),
+    Unplaced {
+        /// Why.
+        reason: SkipReason,
+        /// What exactly was found.
+        detail: String,
+        /// The nodes that it may lie on, as far as that is known: whatever their groups say of it is to stay.
+        may_be_on: Rc<[usize]>,
+    },
 }
 
 /// The live nodes, arranged so that placing a volume does not look at each of them.
 pub struct NodeIndex<'a> {
     nodes: &'a [Node],
+    /// Each of them.
+    all: Rc<[usize]>,
     by_name: HashMap<&'a str, usize>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
     shared_by_class: HashMap<String, Option<usize>>,
+    /// What matches affinities that take a look at several nodes to say so: thousands of volumes may have the same one.
+    remembered: HashMap<Vec<NodeSelectorTerm>, Rc<Matching>>,
     /// Whether each node is among those that measure what is shared, as long as one of them can.
     preferred: Vec<bool>,
+}
+
+/// The nodes that an affinity matches.
+struct Matching {
+    /// In the order of the nodes.
+    nodes: Rc<[usize]>,
+    /// Which of them measures the shared volumes of a storage class.
+    elected: RefCell<HashMap<String, Option<usize>>>,
 }
 
 impl<'a> NodeIndex<'a> {
@@ -70,9 +95,11 @@ impl<'a> NodeIndex<'a> {
         }
         NodeIndex {
             nodes,
+            all: (0..nodes.len()).collect(),
             by_name,
             by_label,
             shared_by_class: HashMap::new(),
+            remembered: HashMap::new(),
             preferred: vec![true; nodes.len()],
         }
     }
@@ -91,12 +118,30 @@ impl<'a> NodeIndex<'a> {
         match pods.node_of(claim) {
             Ok(name) => match self.by_name.get(name) {
                 Some(node) => Placement::Node(*node),
-                None => Placement::Unplaced(
+                None => unplaced_anywhere(
                     SkipReason::NodeGone,
                     format!("the pods of its claim ran on {name}, which is gone"),
                 ),
             },
-            Err((reason, detail)) => Placement::Unplaced(reason, detail),
+            Err((reason, detail)) => {
+                let named = pods.nodes_of(claim).filter_map(|name| self.by_name.get(name).copied());
+                let named: Rc<[usize]> = named.collect();
+                Placement::Unplaced {
+                    reason,
+                    detail,
+                    // Pods that are gone may have run anywhere.
+                    may_be_on: if named.is_empty() { self.all.clone() } else { named },
+                }
+            }
+        }
+    }
+
+    /// The same for a volume without a claim: no pod mounts it now, but one may have, and shown where it lies.
+    pub fn place_without_pods(&self, reason: SkipReason, detail: String) -> Placement {
+        Placement::Unplaced {
+            reason,
+            detail,
+            may_be_on: self.all.clone(),
         }
     }
 
@@ -110,18 +155,18 @@ impl<'a> NodeIndex<'a> {
             return self.place_without_affinity(volume, annotated);
         };
         let matching = self.matching(terms);
-        match matching.as_slice() {
+        match &matching.nodes[..] {
             [only] => Placement::Node(*only),
             [] => match named_by(terms)
                 .find_map(|name| self.by_name.get(name).copied())
                 .or(annotated)
             {
                 Some(node) => Placement::Node(node),
-                None => Placement::Unplaced(SkipReason::NodeGone, describe(terms)),
+                None => unplaced_anywhere(SkipReason::NodeGone, describe(terms)),
             },
-            several => match annotated.filter(|node| several.contains(node) && self.measurable(*node)) {
+            several => match annotated.filter(|node| several.binary_search(node).is_ok() && self.measurable(*node)) {
                 Some(node) => Placement::Node(node),
-                None => self.shared(&volume.storage_class, several),
+                None => self.shared(&volume.storage_class, &matching),
             },
         }
     }
@@ -130,7 +175,7 @@ impl<'a> NodeIndex<'a> {
         if volume.selected_node.is_none() {
             let detail =
                 "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node";
-            return Placement::Unplaced(SkipReason::NoNodeNamed, detail.to_owned());
+            return unplaced_anywhere(SkipReason::NoNodeNamed, detail.to_owned());
         }
         if let Some(node) = annotated.filter(|node| self.measurable(*node) && self.preferred[*node]) {
             return Placement::Shared(node);
@@ -143,11 +188,20 @@ impl<'a> NodeIndex<'a> {
                 chosen
             }
         };
-        shared_on(chosen)
+        shared_on(chosen, &self.all)
     }
 
-    fn shared(&self, storage_class: &str, among: &[usize]) -> Placement {
-        shared_on(self.elect(storage_class, among.iter().copied()))
+    fn shared(&self, storage_class: &str, among: &Matching) -> Placement {
+        let mut elected = among.elected.borrow_mut();
+        let chosen = match elected.get(storage_class) {
+            Some(chosen) => *chosen,
+            None => {
+                let chosen = self.elect(storage_class, among.nodes.iter().copied());
+                elected.insert(storage_class.to_owned(), chosen);
+                chosen
+            }
+        };
+        shared_on(chosen, &among.nodes)
     }
 
     /// The measurable node among these, a preferred one if there is any, that draws the highest number.
@@ -167,12 +221,25 @@ impl<'a> NodeIndex<'a> {
 
     /// The node that a volume surely lies on: a Ready one that its affinity names by the node's own name and nothing else,
     /// with nothing in the volume that says otherwise. A label that is not the node's name may have been another node's when
-    /// the volume was made, and a node that is not Ready may live on under another name.
-    pub fn surely_on(&self, volume: &Volume) -> Option<usize> {
+    /// the volume was made, and a node that is not Ready may live on under another name; so may the one that had this name
+    /// before, if the volume is older than the Node.
+    pub fn surely_on(&mut self, volume: &Volume) -> Option<usize> {
         let terms = volume.affinity.as_deref()?;
         let only = self.matching(terms);
-        let [node] = only[..] else { return None };
-        let name = self.nodes[node].name.as_str();
+        let [node] = only.nodes[..] else { return None };
+        let Node {
+            name,
+            created_unix_seconds,
+            ..
+        } = &self.nodes[node];
+        let had_the_name_before = volume
+            .created_unix_seconds
+            .zip(*created_unix_seconds)
+            .is_some_and(|(volume, node)| volume < node);
+        if had_the_name_before {
+            return None;
+        }
+        let name = name.as_str();
         let annotated = volume.selected_node.as_deref().filter(|name| !name.is_empty());
         let names_it = |requirement: &Requirement| {
             matches!(requirement.operator, Operator::In)
@@ -199,8 +266,28 @@ impl<'a> NodeIndex<'a> {
         terms.iter().all(|term| term.match_expressions.iter().any(asks))
     }
 
+    /// Every node that the terms match. What takes more than a look at one node is remembered.
+    fn matching(&mut self, terms: &[NodeSelectorTerm]) -> Rc<Matching> {
+        if let Some(matching) = self.remembered.get(terms) {
+            return matching.clone();
+        }
+        let is_cheap = |term: &NodeSelectorTerm| {
+            self.candidates(term)
+                .is_some_and(|mut candidates| candidates.nth(1).is_none())
+        };
+        let is_remembered = self.remembered.len() < REMEMBERED_MAX && !terms.iter().all(is_cheap);
+        let matching = Rc::new(Matching {
+            nodes: self.find_matching(terms).into(),
+            elected: RefCell::default(),
+        });
+        if is_remembered {
+            self.remembered.insert(terms.to_vec(), matching.clone());
+        }
+        matching
+    }
+
     /// Every node that the terms match, in the order of the nodes.
-    fn matching(&self, terms: &[NodeSelectorTerm]) -> Vec<usize> {
+    fn find_matching(&self, terms: &[NodeSelectorTerm]) -> Vec<usize> {
         let mut found: Vec<usize> = Vec::new();
         for term in terms {
             let matches = |index: &usize| {
@@ -208,7 +295,7 @@ impl<'a> NodeIndex<'a> {
                 affinity::matches(std::slice::from_ref(term), &node.name, &node.labels)
             };
             match self.candidates(term) {
-                Some(candidates) => found.extend(candidates.into_iter().filter(matches)),
+                Some(candidates) => found.extend(candidates.filter(matches)),
                 None => found.extend((0..self.nodes.len()).filter(matches)),
             }
         }
@@ -218,43 +305,42 @@ impl<'a> NodeIndex<'a> {
     }
 
     /// The nodes to which an `In` of the term limits it, or `None` where it has none and every node has to be looked at.
-    fn candidates(&self, term: &NodeSelectorTerm) -> Option<Vec<usize>> {
-        let is_in = |operator: &Operator| matches!(operator, Operator::In);
-        if let Some(field) = term
-            .match_fields
-            .iter()
-            .find(|field| field.key == FIELD_NAME && is_in(&field.operator))
-        {
-            return Some(
-                field
-                    .values
-                    .iter()
-                    .filter_map(|name| self.by_name.get(name.as_str()).copied())
-                    .collect(),
-            );
-        }
-        let expression = term
-            .match_expressions
-            .iter()
-            .find(|expression| is_in(&expression.operator))?;
-        let values = expression
-            .values
-            .iter()
-            .map(|value| (expression.key.as_str(), value.as_str()));
-        Some(
-            values
-                .filter_map(|label| self.by_label.get(&label))
-                .flatten()
-                .copied()
-                .collect(),
-        )
+    fn candidates<'s>(&'s self, term: &'s NodeSelectorTerm) -> Option<impl Iterator<Item = usize> + use<'s, 'a>> {
+        let is_in = |requirement: &&Requirement| matches!(requirement.operator, Operator::In);
+        let mut fields = term.match_fields.iter().filter(is_in);
+        let field = fields.find(|field| field.key == FIELD_NAME);
+        let expression = match field {
+            Some(_) => None,
+            None => Some(term.match_expressions.iter().find(is_in)?),
+        };
+        let names = field.into_iter().flat_map(|field| &field.values);
+        let named = names.filter_map(|name| self.by_name.get(name.as_str()).copied());
+        let labelled = expression.into_iter().flat_map(|expression| {
+            let labels = expression.values.iter();
+            let labels = labels.map(|value| (expression.key.as_str(), value.as_str()));
+            labels.filter_map(|label| self.by_label.get(&label)).flatten().copied()
+        });
+        Some(named.chain(labelled))
     }
 }
 
-fn shared_on(chosen: Option<usize>) -> Placement {
+fn shared_on(chosen: Option<usize>, among: &Rc<[usize]>) -> Placement {
     match chosen {
         Some(node) => Placement::Shared(node),
-        None => Placement::Unplaced(SkipReason::NoReadyNode, "no node that shares it is Ready".to_owned()),
+        None => Placement::Unplaced {
+            reason: SkipReason::NoReadyNode,
+            detail: "no node that shares it is Ready".to_owned(),
+            may_be_on: among.clone(),
+        },
+    }
+}
+
+/// No live node is known to hold the volume.
+fn unplaced_anywhere(reason: SkipReason, detail: String) -> Placement {
+    Placement::Unplaced {
+        reason,
+        detail,
+        may_be_on: Rc::default(),
     }
 }
 
@@ -326,7 +412,7 @@ mod tests {
         match placement {
             Placement::Node(node) => nodes()[node].name.clone(),
             Placement::Shared(node) => format!("shared {}", nodes()[node].name),
-            Placement::Unplaced(reason, _) => reason.as_str().to_owned(),
+            Placement::Unplaced { reason, .. } => reason.as_str().to_owned(),
         }
     }
 
@@ -371,6 +457,50 @@ mod tests {
         check(Some(vec![term("zone", &["east", "west"])]), Some("c"), "shared b");
         check(Some(vec![term("zone", &["east"])]), Some("c"), "shared b");
         check(Some(vec![term("zone", &["west"])]), Some("a"), "c");
+    }
+
+    /// Thousands of volumes may have the affinity of a zone with hundreds of nodes.
+    #[test]
+    fn what_many_nodes_match_is_worked_out_once() {
+        let nodes = nodes();
+        let mut index = NodeIndex::new(&nodes);
+        let with = |terms: Vec<NodeSelectorTerm>, class: &str| {
+            let mut volume = volume("pv");
+            volume.affinity = Some(terms);
+            volume.storage_class = class.to_owned();
+            volume
+        };
+        let exists = |key: &str| {
+            let mut term = term(key, &[]);
+            term.match_expressions[0].operator = Operator::Exists;
+            term
+        };
+        for class in ["local-path", "other", "local-path"] {
+            for terms in [vec![term("zone", &["east"])], vec![exists("zone")]] {
+                let volume = with(terms, class);
+                let afresh = NodeIndex::new(&nodes).place(&volume);
+                assert_eq!(index.place(&volume), afresh, "{class}");
+                assert_eq!(index.surely_on(&volume), None);
+            }
+        }
+        assert_eq!(index.remembered.len(), 2);
+        for pinned in [term("kubernetes.io/hostname", &["a"]), term(FIELD_NAME, &["a"])] {
+            index.place(&with(vec![pinned], "local-path"));
+        }
+        assert_eq!(
+            index.remembered.len(),
+            2,
+            "nearly every volume has one of its own, which costs nothing"
+        );
+        for number in 0..REMEMBERED_MAX {
+            let volume = with(
+                vec![exists(&format!("key-{number}")), term("zone", &["east"])],
+                "local-path",
+            );
+            let afresh = NodeIndex::new(&nodes).place(&volume);
+            assert_eq!(index.place(&volume), afresh);
+        }
+        assert_eq!(index.remembered.len(), REMEMBERED_MAX);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Plan {
     pub nodes: Vec<PlannedNode>,
     /// The volumes that are left out.
     pub skipped: Vec<Skipped>,
-    /// The nodes of volumes that are left out although their node is known.
+    /// The nodes of volumes that are left out although their node is known, and those that one may lie on.
     pub other_nodes: BTreeSet<String>,
     /// The nodes that no worker is to look at, by name, and why. One that it cannot look at is among `nodes`.
     pub nodes_not_scanned: BTreeMap<String, NodeReason>,
@@ -35,6 +35,8 @@ pub struct Plan {
     pub invalid_alert_percents: Vec<String>,
     /// Claims whose volume is gone, as `namespace/name`.
     pub claims_lost: Vec<String>,
+    /// How many claims could not be read.
+    pub claims_unreadable: usize,
     /// The paths that no worker may take for a directory without an owner.
     pub known_paths: KnownPaths,
 }
@@ -116,10 +118,12 @@ pub fn plan(
     let mut plan = Plan {
         skipped,
         claims_lost: claims.lost(),
+        claims_unreadable: claims.unreadable(),
         ..Plan::default()
     };
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
     let mut bases_in_use = BTreeSet::new();
+    let mut may_hold_one = vec![false; nodes.len()];
     for one in &plan.skipped {
         let path = one.facts.as_ref().and_then(|facts| facts.path.as_deref());
         plan.known_paths.add_skipped(&one.persistent_volume, one.reason, path);
@@ -141,6 +145,11 @@ pub fn plan(
                 by_node.entry(node).or_default().push(placed);
             }
             Err((reason, detail)) => {
+                if let Placement::Unplaced { may_be_on, .. } = &placement {
+                    for node in &may_be_on[..] {
+                        may_hold_one[*node] = true;
+                    }
+                }
                 let (name, facts) = facts(volume, claim, &placement, nodes, selection);
                 plan.other_nodes.extend(facts.node.clone());
                 plan.skipped.push(Skipped {
@@ -152,6 +161,8 @@ pub fn plan(
             }
         }
     }
+    let may_hold_one = nodes.iter().zip(may_hold_one).filter(|(_, may_hold_one)| *may_hold_one);
+    plan.other_nodes.extend(may_hold_one.map(|(node, _)| node.name.clone()));
     for (at, node) in nodes.iter().enumerate() {
         plan_node(&mut plan, node, by_node.remove(&at), &bases_in_use, selection);
     }
@@ -178,10 +189,18 @@ fn locate(volume: &Volume, base_paths: &BasePaths) -> (Option<String>, Result<us
 
 fn place(volume: &Volume, claim: Option<&Claim>, index: &mut NodeIndex<'_>, pods: Option<&PodPlaces>) -> Placement {
     match (index.place(volume), claim, pods) {
-        (Placement::Unplaced(SkipReason::NoNodeNamed, _), Some(claim), Some(pods)) => {
-            let claim = &claim.reference;
-            index.place_by_pods(pods, (&claim.namespace, &claim.name))
-        }
+        (
+            Placement::Unplaced {
+                reason: reason @ SkipReason::NoNodeNamed,
+                detail,
+                ..
+            },
+            claim,
+            Some(pods),
+        ) => match claim.map(|claim| &claim.reference) {
+            Some(claim) => index.place_by_pods(pods, (&claim.namespace, &claim.name)),
+            None => index.place_without_pods(reason, detail),
+        },
         (placement, ..) => placement,
     }
 }
@@ -200,7 +219,7 @@ fn decide(
     }
     let base = base?;
     match placement {
-        Placement::Unplaced(reason, detail) => Err((*reason, detail.clone())),
+        Placement::Unplaced { reason, detail, .. } => Err((*reason, detail.clone())),
         Placement::Node(node) | Placement::Shared(node) if selection.takes_node(&nodes[*node].name) => {
             Ok((*node, base))
         }
@@ -246,7 +265,7 @@ fn facts(
 ) -> (String, SkippedFacts) {
     let node = match placement {
         Placement::Node(node) | Placement::Shared(node) => Some(nodes[*node].name.clone()),
-        Placement::Unplaced(..) => None,
+        Placement::Unplaced { .. } => None,
     };
     let facts = SkippedFacts {
         claim: volume.claim.map(|claim| (claim.namespace, claim.name)),
@@ -355,9 +374,12 @@ impl PlannedNode {
             .as_slice()
             .iter()
             .filter(|path| bases.iter().all(|base| base.path != **path));
+        // A volume that lies nobody knows where may be any directory.
+        let looks_for_orphans =
+            collect.contains(Collected::Orphans) && known_paths.unread().is_none() && !known_paths.are_too_many();
         let own: HashSet<&str> = self.volumes.iter().map(|volume| volume.path.as_str()).collect();
         let others = known_paths.directories(&self.name).filter(|path| !own.contains(path));
-        let others: BTreeSet<&str> = others.collect();
+        let others: BTreeSet<&str> = others.take_while(|_| looks_for_orphans).collect();
         let node_plan = NodePlan {
             version: node_plan::VERSION,
             run: run.clone(),
@@ -371,8 +393,7 @@ impl PlannedNode {
             bases,
             volumes: volumes.collect(),
         };
-        // A volume that lies nobody knows where may be any directory.
-        if collect.contains(Collected::Orphans) && known_paths.unread().is_none() {
+        if looks_for_orphans {
             node_plan
         } else {
             node_plan.without_orphans()
@@ -392,7 +413,8 @@ impl Plan {
         self.volumes_planned() + self.skipped.len()
     }
 
-    /// The names of the nodes whose groups are not stale: those of the plan, and those of volumes that are skipped.
+    /// The names of the nodes whose groups are not stale: those of the plan, and those that volumes which are
+    /// skipped lie on or may lie on.
     pub fn nodes_with_volumes(&self) -> BTreeSet<String> {
         let planned = self.nodes.iter().map(|node| node.name.clone());
         planned.chain(self.other_nodes.iter().cloned()).collect()
@@ -777,6 +799,79 @@ mod tests {
         );
     }
 
+    /// What a node's group says of a volume is to stay for as long as the volume may lie there.
+    #[test]
+    fn a_node_that_may_hold_a_volume_has_volumes() {
+        use crate::volumes::pods::PodOnNode;
+        let shared = |name: &str| {
+            let mut volume = volume(name);
+            volume.selected_node = Some(String::new());
+            volume
+        };
+        let in_zone = |zone: &str| {
+            let mut volume = on(volume("pv"), zone);
+            for term in volume.affinity.iter_mut().flatten() {
+                term.match_expressions[0].key = "zone".to_owned();
+            }
+            volume
+        };
+        let spread = volume("spread");
+        let mut pods = PodPlaces::of_claims([("default".to_owned(), "claim-of-spread".to_owned())]);
+        for node in ["a", "b", "gone"] {
+            pods.see(PodOnNode {
+                namespace: "default".to_owned(),
+                claims: vec!["claim-of-spread".to_owned()],
+                node: node.to_owned(),
+                has_ended: false,
+            });
+        }
+        let mut unclaimed = volume("unclaimed");
+        unclaimed.claim = None;
+        let no_pods = PodPlaces::default();
+        for (volume, pods, expected, why) in [
+            (
+                volume("scaled-to-zero"),
+                Some(&no_pods),
+                &["a", "b", "c"][..],
+                "its pods may have run anywhere",
+            ),
+            (
+                unclaimed,
+                Some(&no_pods),
+                &["a", "b", "c"],
+                "so may those of a claim that is gone",
+            ),
+            (
+                volume("unasked"),
+                None,
+                &[],
+                "no pods are asked, so it was never measured",
+            ),
+            (spread, Some(&pods), &["a", "b"], "on one of these"),
+            (
+                shared("shared"),
+                None,
+                &["a", "b", "c"],
+                "shared by all, and none is Ready",
+            ),
+            (in_zone("east"), None, &["a", "b"], "shared by a zone"),
+            (on(volume("gone"), "gone"), None, &[], "its node is gone"),
+        ] {
+            let claims = Claims::new(volume.claim.is_some().then(|| claim_of(&volume)));
+            let zoned = |name: &str, zone: &str| node(name).labels(&[("zone", zone)]).not_ready();
+            let nodes = [zoned("a", "east"), zoned("b", "east"), zoned("c", "west")];
+            let surroundings = Surroundings {
+                claims: &claims,
+                nodes: &nodes,
+                pods,
+            };
+            let plan = plan([volume], Vec::new(), surroundings, &bases(), &Selection::everything());
+            assert_eq!(plan.skipped.len(), 1, "{why}");
+            let kept = plan.nodes_with_volumes();
+            assert_eq!(kept.iter().map(String::as_str).collect::<Vec<_>>(), expected, "{why}");
+        }
+    }
+
     #[test]
     fn what_claims_want_of_alerts_and_labels() {
         use crate::volumes::claims::ALERT_LABEL;
@@ -1091,6 +1186,26 @@ mod tests {
         assert_eq!(node_plan.volumes[0].capacity_bytes, volume("own").capacity_bytes);
         // Who does not look for orphans need not know of others.
         assert_eq!(told(&Collect::new([Collected::Volumes])).known_paths, [""; 0]);
+    }
+
+    #[test]
+    fn nothing_is_an_orphan_where_too_many_volumes_may_lie_anywhere() {
+        let own = on(volume("own"), "a");
+        let unplaced = (0..10_001).map(|number| volume(&format!("unplaced-{number}")));
+        let volumes: Vec<Volume> = unplaced.chain([own]).collect();
+        let plan = plan_of(volumes, &Claims::default(), &[node("a")], &Selection::everything());
+        let run = Run {
+            id: "run".to_owned(),
+            started_unix_seconds: 1.5,
+        };
+        let collecting = Collecting {
+            collect: &Collect::everything(),
+            orphan_age: Duration::from_secs(600),
+            known_paths: &plan.known_paths,
+        };
+        let node_plan = plan.nodes[0].node_plan(&run, 10.0, &bases(), &[], collecting);
+        assert!(!node_plan.collect.contains(Collected::Orphans) && node_plan.collect.contains(Collected::Volumes));
+        assert_eq!(node_plan.known_paths, [""; 0]);
     }
 
     #[test]

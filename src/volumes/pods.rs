@@ -63,11 +63,8 @@ impl PodPlaces {
         }
     }
 
-    /// The name of the node that the pods of the volume's claim agree on.
-    ///
-    /// # Errors
-    /// Why they say none.
-    pub(super) fn node_of(&self, claim: (&str, &str)) -> Result<&str, (SkipReason, String)> {
+    /// The names of the nodes that the pods of a claim run on, or ran on last.
+    pub(super) fn nodes_of(&self, claim: (&str, &str)) -> impl Iterator<Item = &str> {
         let (namespace, name) = claim;
         let nodes = self.by_claim.get(&(namespace.to_owned(), name.to_owned()));
         let nodes = nodes.map(|nodes| {
@@ -77,9 +74,18 @@ impl PodPlaces {
                 &nodes.live
             }
         });
-        let mut names = nodes.into_iter().flatten();
+        nodes.into_iter().flatten().map(String::as_str)
+    }
+
+    /// The name of the node that the pods of the volume's claim agree on.
+    ///
+    /// # Errors
+    /// Why they say none.
+    pub(super) fn node_of(&self, claim: (&str, &str)) -> Result<&str, (SkipReason, String)> {
+        let (namespace, name) = claim;
+        let mut names = self.nodes_of(claim);
         match (names.next(), names.next()) {
-            (Some(only), None) => Ok(only.as_str()),
+            (Some(only), None) => Ok(only),
             (None, _) => {
                 let why = format!(
                     "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node, and \
@@ -88,7 +94,7 @@ impl PodPlaces {
                 Err((SkipReason::NoNodeNamed, why))
             }
             (Some(first), Some(second)) => {
-                let names: Vec<&str> = [first, second].into_iter().chain(names).map(String::as_str).collect();
+                let names: Vec<&str> = [first, second].into_iter().chain(names).collect();
                 let why = format!("the pods of claim {namespace}/{name} are on {}", names.join(", "));
                 Err((SkipReason::PodsOnSeveralNodes, why))
             }

@@ -79,7 +79,7 @@ impl Selection {
         {
             let detail = match claim {
                 Some(_) => "its claim's labels do not match",
-                None => "it is bound to no claim that is there, so it has no labels",
+                None => "it is bound to no claim that is there and can be read, so it has no labels",
             };
             return Some((SkipReason::FilteredBySelector, detail.to_owned()));
         }

@@ -49,6 +49,7 @@ pub(crate) fn node(name: &str) -> Node {
         being_removed: false,
         operating_system: "linux".to_owned(),
         is_virtual: false,
+        created_unix_seconds: None,
     }
 }
 

@@ -84,9 +84,14 @@ pub struct Node {
     pub operating_system: String,
     /// Whether no kubelet stands behind the node (label `type=virtual-kubelet`): there is no disk to measure.
     pub is_virtual: bool,
+    /// `metadata.creationTimestamp` in seconds since 1970: when a machine first came under this name, or again.
+    pub created_unix_seconds: Option<i64>,
 }
 
 impl Node {
+    /// What a node that cannot be read says instead of why it is not Ready.
+    pub const UNREADABLE: &str = "the node cannot be read";
+
     /// Why no worker can run on this node, if none can.
     pub fn unmeasurable(&self) -> Option<(NodeReason, String)> {
         if self.is_virtual {
@@ -310,16 +315,19 @@ impl SkipReason {
     }
 }
 
+/// Stands for the name of an object that has none, or none that can be read.
+pub(crate) const NO_NAME: &str = "(no readable name)";
+
 /// A PersistentVolume that is left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// The volume's name, or where it stood in the list when it has none that can be read.
+    /// The volume's name; where it has none that can be read, this says so.
     pub persistent_volume: String,
     /// Why.
     pub reason: SkipReason,
     /// What exactly was found.
     pub detail: String,
-    /// What is known of it all the same; `None` for an object that is no node-local volume, or that has no name.
+    /// What is known of it all the same, as far as anything is; of a volume that is not node-local no more than a path.
     pub facts: Option<Box<SkippedFacts>>,
 }
 
@@ -334,8 +342,8 @@ pub struct SkippedFacts {
     pub node: Option<String>,
     /// Which source names the directory.
     pub source: Option<SourceKind>,
-    /// The directory as the source spells it, also of a volume that cannot be read otherwise: nobody is to take it for one
-    /// that no volume owns.
+    /// The directory as the source spells it, also of a volume that cannot be read otherwise or that an NFS server has:
+    /// nobody is to take it for one that no volume owns.
     pub path: Option<String>,
     /// The volume's phase.
     pub phase: String,
