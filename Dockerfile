@@ -10,7 +10,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/source/target,sharing=locked \
     target="$(uname -m)-unknown-linux-gnu" \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile dist --target "$target" \
+    && RUSTFLAGS="-C target-feature=+crt-static" cargo rustc --locked --profile dist --target "$target" --bin lp-exporter \
+       -- -C link-arg=-Wl,-z,pack-relative-relocs \
     && cp "target/$target/dist/lp-exporter" /lp-exporter
 
 FROM scratch

@@ -4,6 +4,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 DIST_TARGET := $(shell uname -m)-unknown-linux-gnu
 DIST_BINARY := $(TARGET_DIR)/$(DIST_TARGET)/dist/lp-exporter
 DIST_MAX_BYTES := 12000000
+# Packs the addresses that are set at the start: 0.4 MB less. A linker that does not know it warns, and goes on.
+DIST_LINK := -C link-arg=-Wl,-z,pack-relative-relocs
 DENY_CHECKS := advisories bans licenses sources
 # All fuzz targets together.
 FUZZ_SECONDS ?= 60
@@ -30,7 +32,8 @@ deny: ## advisories, licences, sources and duplicates of the dependencies (needs
 	cargo deny check --hide-inclusion-graph $(DENY_CHECKS)
 
 dist: ## the static binary of images and downloads, and its size
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile dist --target $(DIST_TARGET)
+	RUSTFLAGS="-C target-feature=+crt-static" cargo rustc --locked --profile dist --target $(DIST_TARGET) --bin lp-exporter \
+		-- $(DIST_LINK)
 	@size=$$(stat -c %s $(DIST_BINARY)); echo "$(DIST_BINARY): $$size bytes"; test $$size -le $(DIST_MAX_BYTES)
 
 demo: ## a whole run on this machine, without a cluster
