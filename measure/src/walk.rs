@@ -27,7 +27,7 @@ use rustix::process::{Resource, getrlimit, setpriority_process};
 
 use crate::mounts::{self, Mount, MountId};
 use crate::open::{Opener, cause_at_place, file_type, state_of_place};
-use crate::pace::{self, Pressure, Rate, Share, Times};
+use crate::pace::{self, Pressure, Rate, Share, Threads, Times};
 use crate::schedule::{Job, Names, Packed, Pending, Piece, Schedule, Slot};
 use crate::sweep::{self, Elevator};
 use crate::tally::{Batch, Linked};
@@ -48,6 +48,8 @@ const STRIDE: u32 = 64;
 const BATCH_ENTRIES_MAX: u64 = 4096;
 /// The supervisor's pulse.
 const TICK: Duration = Duration::from_millis(10);
+/// For this long one thread walks alone: it is through with most volumes before a second one has started.
+const ALONE: Duration = Duration::from_millis(1);
 /// A thread without a sign of life for this long is taken for hanging. A slow disk answers within it.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a resting thread sleeps before it looks whether all is over.
@@ -93,7 +95,7 @@ pub fn start(
     let bases = targets.iter().map(|target| target.base.clone()).collect();
     let opener = Opener::find();
     let shared = Arc::new(Shared {
-        schedule: Mutex::new(Schedule::new(bases, at_first, events.clone())),
+        schedule: Mutex::new(Schedule::new(bases, 1, events.clone())),
         mounts: mounts::all(),
         descriptors: Arc::new(Descriptors::new(opener, getrlimit(Resource::Nofile).current)),
         rate: Mutex::new(Rate::new(config.entries_per_second)),
@@ -1042,6 +1044,7 @@ struct Supervisor<'a> {
     paused_in_all: Duration,
     /// What the walking threads did since the number of threads was last judged.
     share: Share,
+    threads: Threads,
 }
 
 impl Supervisor<'_> {
@@ -1061,6 +1064,7 @@ impl Supervisor<'_> {
             pressure: None,
             paused_in_all: Duration::ZERO,
             share: Share::default(),
+            threads: Threads::new(shared.at_first, shared.config.threads_max.get()),
         }
     }
 
@@ -1070,8 +1074,9 @@ impl Supervisor<'_> {
         {
             self.end_all(State::OutOfResources, &format!("cannot start a thread: {error}"));
         }
+        let mut pulse = ALONE;
         while self.left > 0 {
-            let rest_of_tick = (self.last_tick + TICK).saturating_sub(self.shared.now());
+            let rest_of_tick = (self.last_tick + pulse).saturating_sub(self.shared.now());
             match self.inbox.recv_timeout(rest_of_tick) {
                 Ok(Event::Failed { target, state, detail }) => {
                     self.hand_out(target, Measurement::without_number(state, Some(detail)));
@@ -1092,6 +1097,12 @@ impl Supervisor<'_> {
                         let bytes = tree.entered.lock().expect("no panic under this lock").bytes();
                         self.shared.remembered_bytes.fetch_sub(signed(bytes), Relaxed);
                     }
+                }
+                Err(RecvTimeoutError::Timeout) if pulse == ALONE => {
+                    pulse = TICK;
+                    self.shared.lock().wanted = self.shared.at_first;
+                    // As at each tick.
+                    let _ = self.shared.spawn();
                 }
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("`shared` holds a sender"),
@@ -1250,8 +1261,7 @@ impl Supervisor<'_> {
             }
         }
         if !all_rotate {
-            let most = self.shared.config.threads_max.get();
-            schedule.wanted = pace::threads_next(schedule.wanted, self.shared.at_first, most, blocked);
+            schedule.wanted = self.threads.next(blocked);
         }
     }
 }
