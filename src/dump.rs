@@ -7,13 +7,15 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::mem;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -22,10 +24,14 @@ use crate::planning::{Listed, Settings, claims_of_unplaced};
 use crate::text::one_line;
 use crate::volumes::pods::PodOnNode;
 
-/// How much is read at once: the reader below takes single bytes from it.
+use cut::{Cut, OBJECT_BYTES_MAX, Object};
+
+mod cut;
+
+/// How much is read at once.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Objects that are handed to the decoder at once, and how many such batches may wait for it: some megabytes in all.
-const BATCH_OBJECTS: usize = 64;
+/// Objects are handed to the decoder when they are this large together; so many such batches may wait for it.
+const BATCH_BYTES: usize = 128 * 1024;
 const BATCHES_WAITING: usize = 8;
 /// The longest kind that is told, with its version.
 const KIND_MAX_CHARS: usize = 100;
@@ -60,13 +66,22 @@ pub enum DumpError {
     Empty,
     /// It is JSON, but not the JSON of a List.
     #[error("{0}; {HOW_TO_MAKE_ONE}")]
-    NoList(serde_json::Error),
+    NoList(Problem),
     /// It ends too early.
     #[error("it is cut off: {0}")]
-    Truncated(serde_json::Error),
+    Truncated(Problem),
     /// It is not JSON.
     #[error("it is not JSON: {0}; {HOW_TO_MAKE_ONE}")]
-    Syntax(serde_json::Error),
+    Syntax(Problem),
+}
+
+/// What is wrong with a text, and where.
+#[derive(Debug, Error)]
+#[error("{what} at line {line} column {column}")]
+pub struct Problem {
+    what: String,
+    line: usize,
+    column: usize,
 }
 
 /// What every message ends with where the wrong thing was given.
@@ -99,9 +114,8 @@ impl Dump {
         if start == BYTE_ORDER_MARK {
             start.clear();
         }
-        let mut deserializer = serde_json::Deserializer::from_reader(start.as_slice().chain(reader));
         let (hand_over, taken) = mpsc::sync_channel::<Vec<Box<RawValue>>>(BATCHES_WAITING);
-        // Finding where an object ends takes as long as decoding it, and there are hundreds of megabytes of them.
+        // Looking for the objects and their errors takes as long as decoding them.
         thread::scope(|scope| {
             let decoder = scope.spawn(move || {
                 let mut dump = Dump::default();
@@ -117,12 +131,9 @@ impl Dump {
                 });
                 dump
             });
-            let read = ListSeed(hand_over)
-                .deserialize(&mut deserializer)
-                .and_then(|()| deserializer.end());
+            let read = read_list(start.as_slice().chain(reader), hand_over);
             let dump = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
-            read.map_err(DumpError::from_json)?;
-            Ok(dump)
+            read.map(|()| dump)
         })
     }
 
@@ -164,43 +175,102 @@ impl Dump {
     }
 }
 
+/// Reads a List, and hands its objects over, some at a time.
+fn read_list(reader: impl BufRead, hand_over: SyncSender<Vec<Box<RawValue>>>) -> Result<(), DumpError> {
+    let mut batch = Vec::new();
+    let mut batch_bytes = 0;
+    let mut refused = None;
+    let list = Cut::new(reader, |object| {
+        batch_bytes += object.text.len();
+        match checked(object) {
+            Ok(raw) => batch.push(raw),
+            Err(error) => refused = Some(error),
+        }
+        if batch_bytes > BATCH_BYTES {
+            batch_bytes = 0;
+            // Nobody takes it only where the decoder panicked, which is told when it is joined.
+            let _ = hand_over.send(mem::take(&mut batch));
+        }
+        match refused {
+            Some(_) => Err(io::Error::other("an object that is none")),
+            None => Ok(()),
+        }
+    });
+    let mut deserializer = serde_json::Deserializer::from_reader(BufReader::new(list));
+    let read = List::deserialize(&mut deserializer).and_then(|List| deserializer.end());
+    drop(deserializer);
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    read.map_err(|error| DumpError::from_json(error, 1, 1))?;
+    let _ = hand_over.send(batch);
+    Ok(())
+}
+
+/// What was taken for an object, if it is well-formed.
+fn checked(object: Object) -> Result<Box<RawValue>, DumpError> {
+    let Object { text, line, column } = object;
+    let is_too_large = text.len() > OBJECT_BYTES_MAX;
+    let checked = match String::from_utf8(text) {
+        Ok(text) => RawValue::from_string(text),
+        // What is wrong before that, or this.
+        Err(error) => serde_json::from_slice::<&RawValue>(error.as_bytes()).map(ToOwned::to_owned),
+    };
+    checked.map_err(|error| match error.classify() {
+        Category::Eof if is_too_large => DumpError::Syntax(Problem {
+            what: format!("an object of more than {} MiB", OBJECT_BYTES_MAX >> 20),
+            line,
+            column,
+        }),
+        _ => DumpError::from_json(error, line, column),
+    })
+}
+
 impl DumpError {
-    fn from_json(error: serde_json::Error) -> DumpError {
+    /// An error in a text that begins at this place of the dump.
+    fn from_json(error: serde_json::Error, line: usize, column: usize) -> DumpError {
+        let position = format!(" at line {} column {}", error.line(), error.column());
+        let what = error.to_string();
+        let problem = Problem {
+            what: what.strip_suffix(&position).unwrap_or(&what).to_owned(),
+            line: line + error.line().saturating_sub(1),
+            column: error.column() + if error.line() <= 1 { column - 1 } else { 0 },
+        };
         match error.classify() {
-            serde_json::error::Category::Io => DumpError::Read(error.into()),
-            serde_json::error::Category::Eof => DumpError::Truncated(error),
-            serde_json::error::Category::Data => DumpError::NoList(error),
-            serde_json::error::Category::Syntax => DumpError::Syntax(error),
+            Category::Io => DumpError::Read(error.into()),
+            Category::Eof => DumpError::Truncated(problem),
+            Category::Data => DumpError::NoList(problem),
+            Category::Syntax => DumpError::Syntax(problem),
         }
     }
 }
 
-/// Reads the List and hands its objects over, some at a time.
-struct ListSeed(SyncSender<Vec<Box<RawValue>>>);
+/// A List whose objects were taken out of it.
+struct List;
 
-impl<'de> DeserializeSeed<'de> for ListSeed {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<List, D::Error> {
+        deserializer.deserialize_any(ListVisitor)
     }
 }
 
-impl<'de> Visitor<'de> for ListSeed {
-    type Value = ();
+struct ListVisitor;
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = List;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a List of objects")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<List, A::Error> {
         let (mut kind, mut has_items) = (None, false);
         while let Some(field) = fields.next_key::<String>()? {
             match field.as_str() {
                 "items" if has_items => return Err(de::Error::duplicate_field("items")),
                 "items" => {
                     has_items = true;
-                    fields.next_value_seed(ItemsSeed(&self.0))?;
+                    fields.next_value::<Items>()?;
                 }
                 "kind" => kind = Some(fields.next_value::<String>()?),
                 _ => {
@@ -209,7 +279,7 @@ impl<'de> Visitor<'de> for ListSeed {
             }
         }
         match (kind.as_deref(), has_items) {
-            (Some("List"), true) => Ok(()),
+            (Some("List"), true) => Ok(List),
             (Some(kind), _) if kind != "List" => {
                 let kind = one_line(kind, KIND_MAX_CHARS);
                 Err(de::Error::custom(format_args!(
@@ -223,44 +293,34 @@ impl<'de> Visitor<'de> for ListSeed {
     }
 }
 
-/// Reads the objects of a List.
-struct ItemsSeed<'s>(&'s SyncSender<Vec<Box<RawValue>>>);
+/// The objects of a List: what is left of them, and nothing else.
+struct Items;
 
-impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
+impl<'de> Deserialize<'de> for Items {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Items, D::Error> {
+        deserializer.deserialize_seq(ItemsVisitor)
     }
 }
 
-impl<'de> Visitor<'de> for ItemsSeed<'_> {
-    type Value = ();
+struct ItemsVisitor;
+
+impl<'de> Visitor<'de> for ItemsVisitor {
+    type Value = Items;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the objects of a List")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let mut batch = Vec::with_capacity(BATCH_OBJECTS);
-        while let Some(raw) = items.next_element::<Box<RawValue>>()? {
-            batch.push(raw);
-            if batch.len() == BATCH_OBJECTS {
-                self.hand_over(mem::replace(&mut batch, Vec::with_capacity(BATCH_OBJECTS)))?;
-            }
-        }
-        self.hand_over(batch)
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Items, A::Error> {
+        while items.next_element::<Emptied>()?.is_some() {}
+        Ok(Items)
     }
 }
 
-impl ItemsSeed<'_> {
-    fn hand_over<E: de::Error>(&self, batch: Vec<Box<RawValue>>) -> Result<(), E> {
-        // Nobody takes it only where the decoder panicked, which is told when it is joined.
-        self.0
-            .send(batch)
-            .map_err(|_| de::Error::custom("decoding ended early"))
-    }
-}
+/// An object without its fields.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct Emptied {}
 
 /// What says of which type an object is.
 #[derive(Default)]

@@ -667,6 +667,10 @@ fn decode<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (Option<String>, Str
     struct Metadata {
         name: String,
     }
+    // Keeping account of the way to each field takes as long as reading it.
+    if let Ok(object) = serde_json::from_str(raw.get()) {
+        return Ok(object);
+    }
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let name = serde_json::from_str::<Named>(raw.get()).map(|named| named.metadata.name);
