@@ -180,10 +180,13 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
         phase: "Bound".to_owned(),
         reclaim_policy: "Delete".to_owned(),
         created_unix_seconds: Some(1_767_322_985),
-        affinity: Some(vec![NodeSelectorTerm {
-            match_expressions: vec![selector],
-            match_fields: Vec::new(),
-        }]),
+        affinity: Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![selector],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        ),
         selected_node: Some(object.node),
     }
 }
@@ -196,10 +199,13 @@ fn volume_of_zone(number: usize, nodes: &[Node]) -> Volume {
         values: vec![zone_name(number)],
     };
     Volume {
-        affinity: Some(vec![NodeSelectorTerm {
-            match_expressions: vec![selector],
-            match_fields: Vec::new(),
-        }]),
+        affinity: Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![selector],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        ),
         selected_node: None,
         ..volume(number, nodes)
     }

@@ -437,9 +437,9 @@ impl Session<'_> {
         ])
         .boxed();
         let (volumes, claims, first) = tokio::try_join!(
-            self.cluster.list::<PersistentVolume, _>(convert::volume),
+            self.cluster.list::<PersistentVolume, _, Listed>(convert::volume),
             self.cluster
-                .list::<PersistentVolumeClaim, _>(|raw| convert::claim(raw, &label_keys)),
+                .list::<PersistentVolumeClaim, _, Listed>(|raw| convert::claim(raw, &label_keys)),
             first_lists(&mut events),
         )?;
         let FirstLists {
@@ -450,12 +450,7 @@ impl Session<'_> {
         } = first;
         // It is told when the run comes to follow what happens.
         let events = stream::iter(failed.map(Err)).chain(events).boxed();
-        let mut listed = Listed {
-            nodes,
-            ..Listed::default()
-        };
-        listed.add_volumes(volumes);
-        claims.into_iter().for_each(|claim| listed.add_claim(claim));
+        let mut listed = Listed::of(volumes, claims, nodes);
         for Unreadable { kind, name, why } in &listed.unreadable {
             warn!(kind, name, "passed over a {kind} that cannot be read: {why}");
         }
@@ -479,7 +474,7 @@ impl Session<'_> {
         let mut places = claims_of_unplaced(volumes, claims);
         // Nobody is asked for what nothing needs.
         if !places.is_empty() {
-            let listed = self.cluster.list::<Pod, ()>(|raw| {
+            let listed = self.cluster.list::<Pod, (), Vec<()>>(|raw| {
                 if let Some(pod) = convert::pod_on_node(raw) {
                     places.see(pod);
                 }

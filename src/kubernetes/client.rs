@@ -198,29 +198,32 @@ impl Cluster {
         &self.namespace
     }
 
-    /// Lists every object of a resource of the whole cluster, in pages; `decode` turns each into what is kept.
+    /// Lists every object of a resource of the whole cluster, in pages; `decode` turns each into what is kept, and the
+    /// list is gathered as it comes, because memory for it twice is much.
     ///
     /// # Errors
     /// Whatever keeps the list from being complete: a part of a list is never returned.
-    pub async fn list<K, T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError>
+    pub async fn list<K, T, L>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<L, ApiError>
     where
         K: Resource<DynamicType = ()>,
+        L: Default + Extend<T>,
     {
-        self.list_below::<K, T>(None, decode).await
+        self.list_below::<K, T, L>(None, decode).await
     }
 
-    async fn list_below<K, T>(
+    async fn list_below<K, T, L>(
         &self,
         namespace: Option<&str>,
         mut decode: impl FnMut(&RawValue) -> T,
-    ) -> Result<Vec<T>, ApiError>
+    ) -> Result<L, ApiError>
     where
         K: Resource<DynamicType = ()>,
+        L: Default + Extend<T>,
     {
         let request = Request::new(K::url_path(&(), namespace));
         let mut restarts = 0;
         let mut token: Option<String> = None;
-        let mut found = Vec::new();
+        let mut found = L::default();
         loop {
             let mut parameters = ListParams::default().limit(PAGE_OBJECTS);
             parameters.continue_token = token.take();
@@ -243,7 +246,7 @@ impl Cluster {
                     ..
                 }) if restarts < LIST_RESTARTS_MAX => {
                     restarts += 1;
-                    found.clear();
+                    found = L::default();
                 }
                 Err(error) => return Err(error),
             }
@@ -273,7 +276,7 @@ impl Cluster {
     /// # Errors
     /// As any request.
     pub async fn jobs<T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError> {
-        self.list_below::<Job, T>(Some(&self.namespace), decode).await
+        self.list_below::<Job, T, Vec<T>>(Some(&self.namespace), decode).await
     }
 
     /// Creates a Job. If an earlier try got through although its answer did not, that Job is returned.

@@ -147,7 +147,7 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             capacity_bytes,
             phase,
             reclaim_policy,
-            affinity,
+            affinity: affinity.map(Into::into),
             selected_node: annotations.unwrap_or_default().remove(SELECTED_NODE_ANNOTATION),
             created_unix_seconds,
         }),

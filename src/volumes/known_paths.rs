@@ -211,7 +211,7 @@ mod tests {
     fn check(affinity: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: Option<&str>, why: &str) {
         let nodes = nodes();
         let mut volume = volume("pv");
-        volume.affinity = affinity;
+        volume.affinity = affinity.map(Into::into);
         volume.selected_node = selected_node.map(str::to_owned);
         let mut index = NodeIndex::new(&nodes);
         let found = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
@@ -232,7 +232,7 @@ mod tests {
             let mut volume = volume("pv");
             volume.created_unix_seconds = volume_seconds;
             volume.selected_node = Some("a".to_owned());
-            volume.affinity = Some(vec![term(HOSTNAME, &["a"])]);
+            volume.affinity = Some([term(HOSTNAME, &["a"])].into());
             let found = NodeIndex::new(&[one]).surely_on(&volume);
             assert_eq!(found, expected, "{volume_seconds:?} {node_seconds:?}");
         }

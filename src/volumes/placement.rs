@@ -418,7 +418,7 @@ mod tests {
 
     fn check(terms: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: &str) {
         let mut volume = volume("pv");
-        volume.affinity = terms.clone();
+        volume.affinity = terms.clone().map(Into::into);
         volume.selected_node = selected_node.map(str::to_owned);
         let nodes = nodes();
         let placement = NodeIndex::new(&nodes).place(&volume);
@@ -466,7 +466,7 @@ mod tests {
         let mut index = NodeIndex::new(&nodes);
         let with = |terms: Vec<NodeSelectorTerm>, class: &str| {
             let mut volume = volume("pv");
-            volume.affinity = Some(terms);
+            volume.affinity = Some(terms.into());
             volume.storage_class = class.to_owned();
             volume
         };
@@ -515,7 +515,7 @@ mod tests {
     fn what_is_shared_is_measured_by_the_nodes_that_are_to_be_measured() {
         let place = |terms: Option<Vec<NodeSelectorTerm>>, selected_node: &str, preferred: &[&str]| {
             let mut volume = volume("pv");
-            volume.affinity = terms;
+            volume.affinity = terms.map(Into::into);
             volume.selected_node = Some(selected_node.to_owned());
             let preferred = preferred.iter().map(|name| (*name).to_owned()).collect();
             told(NodeIndex::new(&nodes()).preferring(&preferred).place(&volume))

@@ -437,6 +437,8 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::volumes::claims::MEASURE_LABEL;
     use crate::volumes::selection::ClaimLabels;
@@ -454,10 +456,13 @@ mod tests {
             operator: Operator::In,
             values: vec![node.to_owned()],
         };
-        volume.affinity = Some(vec![NodeSelectorTerm {
-            match_expressions: vec![requirement],
-            match_fields: Vec::new(),
-        }]);
+        volume.affinity = Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![requirement],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        );
         volume
     }
 
@@ -810,9 +815,12 @@ mod tests {
         };
         let in_zone = |zone: &str| {
             let mut volume = on(volume("pv"), zone);
-            for term in volume.affinity.iter_mut().flatten() {
-                term.match_expressions[0].key = "zone".to_owned();
-            }
+            let terms = volume
+                .affinity
+                .as_mut()
+                .and_then(Arc::get_mut)
+                .expect("nobody else holds it");
+            terms[0].match_expressions[0].key = "zone".to_owned();
             volume
         };
         let spread = volume("spread");
@@ -961,7 +969,7 @@ mod tests {
                         1 => on(volume, node.unwrap_or("gone")),
                         2 => on(volume, "n1"),
                         _ => {
-                            volume.affinity = Some(Vec::new());
+                            volume.affinity = Some([].into());
                             volume
                         }
                     }

@@ -3,6 +3,7 @@
 //! The Kubernetes objects are converted into these once, at the border (`kubernetes::convert`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::affinity::NodeSelectorTerm;
 
@@ -26,7 +27,7 @@ pub struct Volume {
     /// `spec.persistentVolumeReclaimPolicy`.
     pub reclaim_policy: String,
     /// The terms of `spec.nodeAffinity.required`; `None` when the volume has no node affinity.
-    pub affinity: Option<Vec<NodeSelectorTerm>>,
+    pub affinity: Option<Arc<[NodeSelectorTerm]>>,
     /// The annotation `local.path.provisioner/selected-node`, which local-path-provisioner writes since 0.0.25; it may be
     /// empty (on volumes of a shared file system).
     pub selected_node: Option<String>,
