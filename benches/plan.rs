@@ -173,12 +173,12 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
             uid: Some(object.persistentvolume["pvc-".len()..].to_owned()),
         }),
         name: object.persistentvolume,
-        storage_class: object.class,
+        storage_class: object.class.into(),
         source: SourceKind::HostPath,
         path: object.path,
         capacity_bytes: 10 << 30,
-        phase: "Bound".to_owned(),
-        reclaim_policy: "Delete".to_owned(),
+        phase: "Bound".into(),
+        reclaim_policy: "Delete".into(),
         created_unix_seconds: Some(1_767_322_985),
         affinity: Some(
             [NodeSelectorTerm {
@@ -187,7 +187,7 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
             }]
             .into(),
         ),
-        selected_node: Some(object.node),
+        selected_node: Some(object.node.into()),
     }
 }
 

@@ -759,11 +759,11 @@ mod tests {
         };
         let known = SkippedFacts {
             claim: Some(("shop".to_owned(), "data".to_owned())),
-            storage_class: "fast".to_owned(),
+            storage_class: "fast".into(),
             node: Some("n1".to_owned()),
             source: Some(SourceKind::Local),
-            phase: "Bound".to_owned(),
-            reclaim_policy: "Retain".to_owned(),
+            phase: "Bound".into(),
+            reclaim_policy: "Retain".into(),
             created_unix_seconds: Some(1_700_000_000),
             shared: true,
             claim_labels: vec!["a".to_owned()],

@@ -16,7 +16,6 @@ use crate::kubernetes::convert::UnreadableNode;
 use crate::kubernetes::job::{DEFAULT_TEMPLATE, Template, WorkerSpec};
 use crate::pushgateway::{GroupingLabels, Pushgateway};
 use crate::text::one_line;
-use crate::volumes::affinity::Affinities;
 use crate::volumes::claims::{Claim, Claims};
 use crate::volumes::collect::Collect;
 use crate::volumes::known_paths::KnownPaths;
@@ -26,7 +25,7 @@ use crate::volumes::plan::{self, Collecting, Plan, PlannedNode, Surroundings};
 use crate::volumes::pods::{PodPlaces, needs_pods};
 use crate::volumes::selection::{ClaimLabels, Selection};
 use crate::volumes::selector::Selector;
-use crate::volumes::volume::{Node, SkipReason, Skipped, Volume};
+use crate::volumes::volume::{Alike, Node, SkipReason, Skipped, Volume};
 
 /// The name of the instance where no CronJob gives one.
 pub const INSTANCE: &str = "lp-exporter";
@@ -149,7 +148,7 @@ pub struct Listed {
     pub pods: Option<PodPlaces>,
     /// Claims and nodes that could not be read.
     pub unreadable: Vec<Unreadable>,
-    affinities: Affinities,
+    alike: Alike,
 }
 
 impl Listed {
@@ -166,10 +165,7 @@ impl Listed {
     /// Takes a volume as it was read.
     pub fn add_volume(&mut self, volume: Result<Volume, Skipped>) {
         match volume {
-            Ok(mut volume) => {
-                volume.affinity = volume.affinity.map(|terms| self.affinities.hold(terms));
-                self.volumes.push(volume);
-            }
+            Ok(volume) => self.volumes.push(self.alike.hold(volume)),
             Err(skipped) => self.skipped.push(skipped),
         }
     }
@@ -241,7 +237,7 @@ pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
         nodes,
         pods,
         unreadable: _,
-        affinities: _,
+        alike: _,
     } = listed;
     let surroundings = Surroundings {
         claims: &claims,

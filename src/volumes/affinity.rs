@@ -6,9 +6,8 @@
 //! nothing, also under `NotIn`. A term with an operator that [`Operator`] does not know is such a term for the scheduler too.
 //! It cannot be written here: no API server takes such a volume, and who meets one all the same does not know what is meant.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -30,21 +29,6 @@ pub struct NodeSelectorTerm {
     pub match_expressions: Vec<Requirement>,
     /// Requirements on the node's fields, of which there is one: `metadata.name`.
     pub match_fields: Vec<Requirement>,
-}
-
-/// Node affinities of volumes, each held once: most volumes of a node have the same.
-#[derive(Debug, Default)]
-pub struct Affinities(HashSet<Arc<[NodeSelectorTerm]>>);
-
-impl Affinities {
-    /// The same terms, as they are held.
-    pub fn hold(&mut self, terms: Arc<[NodeSelectorTerm]>) -> Arc<[NodeSelectorTerm]> {
-        if let Some(held) = self.0.get(&terms) {
-            return held.clone();
-        }
-        self.0.insert(terms.clone());
-        terms
-    }
 }
 
 /// What a label or a field of a node has to be.

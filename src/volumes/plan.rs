@@ -3,6 +3,7 @@
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::text::one_line;
@@ -65,7 +66,7 @@ pub struct PlacedVolume {
     /// Namespace and name of its claim, if it has one.
     pub claim: Option<(String, String)>,
     /// Its storage class; empty when it has none.
-    pub storage_class: String,
+    pub storage_class: Arc<str>,
     /// Its directory on the node, in normal form.
     pub path: String,
     /// The base path that it lies below: an index into the base paths of the run.
@@ -77,9 +78,9 @@ pub struct PlacedVolume {
     /// What its claim requests now, in bytes, where that claim still exists.
     pub requested_bytes: Option<u64>,
     /// The volume's phase.
-    pub phase: String,
+    pub phase: Arc<str>,
     /// What happens to the directory when the claim goes.
-    pub reclaim_policy: String,
+    pub reclaim_policy: Arc<str>,
     /// When it was made, in seconds since 1970.
     pub created_unix_seconds: Option<i64>,
     /// Whether several nodes share its file system.
@@ -364,7 +365,7 @@ impl PlannedNode {
             persistentvolume: volume.name.clone(),
             namespace: volume.claim.as_ref().map(|(namespace, _)| namespace.clone()),
             persistentvolumeclaim: volume.claim.as_ref().map(|(_, name)| name.clone()),
-            storageclass: volume.storage_class.clone(),
+            storageclass: volume.storage_class.to_string(),
             path: volume.path.clone(),
             base: base_of(volume),
             left_alone: false,
@@ -437,8 +438,6 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::volumes::claims::MEASURE_LABEL;
     use crate::volumes::selection::ClaimLabels;
@@ -610,9 +609,9 @@ mod tests {
     /// `pv` lies on a, `other` of another class on b, `shared` on both.
     fn cluster() -> (Vec<Volume>, [Node; 2]) {
         let mut other = on(volume("other"), "b");
-        other.storage_class = "fast".to_owned();
+        other.storage_class = "fast".into();
         let mut shared = volume("shared");
-        shared.selected_node = Some(String::new());
+        shared.selected_node = Some(Arc::default());
         (vec![on(volume("pv"), "a"), other, shared], [node("a"), node("b")])
     }
 
@@ -810,7 +809,7 @@ mod tests {
         use crate::volumes::pods::PodOnNode;
         let shared = |name: &str| {
             let mut volume = volume(name);
-            volume.selected_node = Some(String::new());
+            volume.selected_node = Some(Arc::default());
             volume
         };
         let in_zone = |zone: &str| {
@@ -957,13 +956,13 @@ mod tests {
             (path, class, namespace, proptest::option::of(node), 0..4_u8).prop_map(
                 |(path, class, namespace, node, affinity)| {
                     let mut volume = at(volume("pv"), path);
-                    volume.storage_class = class.to_owned();
+                    volume.storage_class = class.into();
                     volume.claim = (!namespace.is_empty()).then(|| ClaimReference {
                         namespace: namespace.to_owned(),
                         name: String::new(),
                         uid: Some("1".to_owned()),
                     });
-                    volume.selected_node = node.map(str::to_owned);
+                    volume.selected_node = node.map(Into::into);
                     match affinity {
                         0 => volume,
                         1 => on(volume, node.unwrap_or("gone")),
@@ -1160,7 +1159,7 @@ mod tests {
     #[test]
     fn a_node_plan_knows_every_path_that_may_lie_there() {
         let mut shared = at(volume("shared"), "/data1/shared");
-        shared.selected_node = Some("a".to_owned());
+        shared.selected_node = Some("a".into());
         let plan = check(
             vec![
                 on(at(volume("own"), "/data1/own"), "a"),
