@@ -269,6 +269,7 @@ impl Shown {
         let run = Run {
             id: RUN_ID.to_owned(),
             started_unix_seconds: 0.0,
+            owner: crate::owner::Owner::default(),
         };
         let mut shown = Shown {
             plan,

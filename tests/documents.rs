@@ -445,6 +445,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
     let run = Run {
         id: "run".to_owned(),
         started_unix_seconds: 1.0,
+        owner: lp_exporter::owner::Owner::default(),
     };
     let node = |name: &str| PlannedNode {
         name: name.to_owned(),

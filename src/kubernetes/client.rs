@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
 use kube::core::Request;
 use kube::{Api, Client, Config, Resource};
@@ -251,6 +251,18 @@ impl Cluster {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The uid of the namespace kube-system, which tells clusters apart: it lives as long as its cluster.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn uid(&self) -> Result<String, ApiError> {
+        const SYSTEM: &str = "kube-system";
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let resource = format!("namespaces {SYSTEM}");
+        let namespace = self.retrying("get", &resource, || namespaces.get(SYSTEM)).await?;
+        Ok(namespace.metadata.uid.unwrap_or_default())
     }
 
     /// Reads a pod of the namespace.

@@ -576,6 +576,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collect = Collect::everything();
         let collecting = Collecting {
@@ -1118,7 +1119,7 @@ mod tests {
                 }
                 for node in &plan.nodes {
                     prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
-                    let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                    let run = Run { id: String::new(), started_unix_seconds: 1.0, owner: crate::owner::Owner::default() };
                     let collecting = Collecting {
                         collect: &Collect::everything(),
                         orphan_age: Duration::ZERO,
@@ -1140,7 +1141,7 @@ mod tests {
                     .zip(&fates)
                     .map(|(node, fate)| (node.name.clone(), outcome(node, *fate)))
                     .collect();
-                let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                let run = Run { id: String::new(), started_unix_seconds: 1.0, owner: crate::owner::Owner::default() };
                 let report = Report {
                     run: &run,
                     plan: &plan,
@@ -1176,6 +1177,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let told = |collect: &Collect| {
             let collecting = Collecting {
@@ -1204,6 +1206,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collecting = Collecting {
             collect: &Collect::everything(),
@@ -1233,6 +1236,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collecting = Collecting {
             collect: &Collect::everything(),

@@ -176,6 +176,8 @@ pub enum NodeReason {
     WorkerFailed,
     /// The worker measured and could not deliver.
     NotDelivered,
+    /// The worker delivered, and the Pushgateway has lost the numbers since.
+    NumbersLost,
     /// The worker was still running when the controller's time was up.
     TimedOut,
     /// A worker of an earlier run is still on the node and does not end: a disk hangs.
@@ -192,7 +194,7 @@ pub enum NodeReason {
 
 impl NodeReason {
     /// Every reason.
-    pub const ALL: [NodeReason; 20] = [
+    pub const ALL: [NodeReason; 21] = [
         NodeReason::NotReady,
         NodeReason::Lost,
         NodeReason::BeingRemoved,
@@ -207,6 +209,7 @@ impl NodeReason {
         NodeReason::OutOfMemory,
         NodeReason::WorkerFailed,
         NodeReason::NotDelivered,
+        NodeReason::NumbersLost,
         NodeReason::TimedOut,
         NodeReason::EarlierWorkerHangs,
         NodeReason::RunInterrupted,
@@ -232,6 +235,7 @@ impl NodeReason {
             NodeReason::OutOfMemory => "out_of_memory",
             NodeReason::WorkerFailed => "worker_failed",
             NodeReason::NotDelivered => "not_delivered",
+            NodeReason::NumbersLost => "numbers_lost",
             NodeReason::TimedOut => "timed_out",
             NodeReason::EarlierWorkerHangs => "earlier_worker_hangs",
             NodeReason::RunInterrupted => "run_interrupted",
