@@ -42,7 +42,7 @@ controller with --strict), 4 Kubernetes API, 5 Pushgateway, 6 plan of another ve
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
 /// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
-/// same for directories of this machine and shows the result. `plan` shows what `controller` would do.
+/// same for directories of this machine and shows the result. `plan` shows what `controller` would do. `retire` deletes what no run deletes.
 #[derive(Parser)]
 #[command(name = "lp-exporter", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {

@@ -139,6 +139,7 @@ fn flags() {
             "plan",
             &["How to log", "Planning", "What is measured", "What is told", "Plan"],
         ),
+        ("retire", &["Where to push", "How to log", "Retire"]),
     ];
     for (subcommand, headings) in headings {
         let command = command.find_subcommand(subcommand).expect("a subcommand");
@@ -393,6 +394,7 @@ fn help_texts() {
         ("help-worker.txt", &["worker", "--help"]),
         ("help-measure.txt", &["measure", "--help"]),
         ("help-plan.txt", &["plan", "--help"]),
+        ("help-retire.txt", &["retire", "--help"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
             .args(arguments)
