@@ -359,9 +359,8 @@ async fn check_tls(certificates: &Certificates, port: u16, ca: &str, url: &str, 
     let url = format!("{url}:{port}");
     let ca_file = Some(certificates.directory.path().join(ca));
     let config = PushgatewayConfig {
-        url: url.clone(),
         ca_file,
-        request_timeout: Duration::from_secs(10),
+        ..config(&url)
     };
     let pushgateway = Pushgateway::new(config).expect("a client");
     let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
@@ -400,11 +399,7 @@ fn refuses_what_it_cannot_use() {
 
 fn check_config(url: &str, ca_file: Option<&Path>, expected: Result<(), &str>) {
     let ca_file = ca_file.map(Path::to_owned);
-    let config = PushgatewayConfig {
-        url: url.to_owned(),
-        ca_file,
-        request_timeout: BUDGET,
-    };
+    let config = PushgatewayConfig { ca_file, ..config(url) };
     let made = Pushgateway::new(config);
     assert!(!format!("{made:?}").contains("marker"), "{url}: {made:?}");
     check_outcome(url, made.map(|_| ()), expected);
@@ -579,9 +574,8 @@ async fn check_calls(call: Call, acts: &[Act], expected: Result<(), &str>, conne
     let server = FaultyServer::start(acts).await;
     let url = format!("http://marker%2Fuser:marker%40word@{}", server.address);
     let config = PushgatewayConfig {
-        url,
-        ca_file: None,
         request_timeout: Duration::from_millis(300),
+        ..config(&url)
     };
     let pushgateway = Pushgateway::new(config).expect("a client");
     let key = GroupingKey::new(SUCCESS_JOB, &grouping_labels(&[]));
@@ -815,12 +809,23 @@ fn check_outcome<Failure: std::fmt::Display + Debug>(
 }
 
 fn client(url: &str) -> Pushgateway {
-    let config = PushgatewayConfig {
+    Pushgateway::new(config(url)).expect("a client")
+}
+
+/// How a server is reached that wants nothing but its URL.
+fn config(url: &str) -> PushgatewayConfig {
+    PushgatewayConfig {
         url: url.to_owned(),
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        server_name: None,
+        username_file: None,
+        password_file: None,
+        bearer_token_file: None,
         request_timeout: Duration::from_secs(10),
-    };
-    Pushgateway::new(config).expect("a client")
+        budget_max: BUDGET,
+    }
 }
 
 fn grouping_labels(pairs: &[&str]) -> GroupingLabels {
