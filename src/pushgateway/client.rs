@@ -385,8 +385,9 @@ impl Cause {
                  lets us reach it"
             }
             Self::Untrusted { .. } => {
-                "give the certificate of the server's CA by LP_EXPORTER_PUSHGATEWAY_CA_FILE, and call the server by \
-                 the name in its certificate, or give that name by LP_EXPORTER_PUSHGATEWAY_SERVER_NAME"
+                "renew it if it has expired; give the certificate of the server's CA by LP_EXPORTER_PUSHGATEWAY_CA_FILE, \
+                 and call the server by the name in its certificate, or give that name by \
+                 LP_EXPORTER_PUSHGATEWAY_SERVER_NAME"
             }
             Self::NotTrusted { .. } => {
                 "give a certificate that the server takes by LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE and \
