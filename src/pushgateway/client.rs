@@ -191,26 +191,25 @@ impl Pushgateway {
                 Ok(accepted) => return Ok(accepted),
                 Err(cause) => cause,
             };
-            let delay = cause.retry_after().or_else(|| delays.next());
-            match delay {
-                Some(delay) if cause.may_pass() && begin.elapsed() + delay < budget => {
-                    tracing::warn!(
-                        method = %request.method(), url = %request.url(), tries, cause = %cause,
-                        retry_in_seconds = delay.as_secs_f64(), "the Pushgateway did not take a request, trying again"
-                    );
-                    tokio::time::sleep(delay).await;
-                }
-                _ => {
-                    let (method, url) = (request.method().to_string(), request.url().to_string());
-                    return Err(PushError {
-                        method,
-                        url,
-                        tries,
-                        elapsed: begin.elapsed(),
-                        cause,
-                    });
-                }
+            let left = budget.saturating_sub(begin.elapsed());
+            // The last try is made in time, however long the delays have become; what the server asks for is not cut.
+            let until_last_try = left.saturating_sub(LAST_TRY.min(budget / 4));
+            let own_delay = delays.next().unwrap_or(LAST_RETRY_DELAY).min(until_last_try);
+            let delay = cause.retry_after().unwrap_or(own_delay);
+            if !cause.may_pass() || until_last_try.is_zero() || delay >= left {
+                return Err(PushError {
+                    method: request.method().to_string(),
+                    url: request.url().to_string(),
+                    tries,
+                    elapsed: begin.elapsed(),
+                    cause,
+                });
             }
+            tracing::warn!(
+                method = %request.method(), url = %request.url(), tries, cause = %cause,
+                retry_in_seconds = delay.as_secs_f64(), "the Pushgateway did not take a request, trying again"
+            );
+            tokio::time::sleep(delay).await;
         }
     }
 
@@ -426,6 +425,9 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Between later tries: seldom enough for a server that starts, often enough to use a short budget.
 const LAST_RETRY_DELAY: Duration = Duration::from_secs(3);
+
+/// What is kept of a budget for one more try at its end.
+const LAST_TRY: Duration = Duration::from_secs(1);
 
 /// What a server may ask for at most: a budget of minutes must not be slept away by one reply.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
