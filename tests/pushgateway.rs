@@ -934,6 +934,41 @@ async fn goes_through_a_proxy() {
     );
 }
 
+/// A proxy that asks for another password, and none at all.
+#[tokio::test]
+async fn keeps_the_password_of_a_proxy() {
+    if std::env::var_os(CHILD_SERVER).is_some() {
+        let certificates = Certificates::make().expect("the parent has made some");
+        for (url, expected) in [
+            ("http://pushgateway.invalid:9091", "password of the proxy"),
+            ("https://pushgateway.invalid:9091", "cannot be reached"),
+        ] {
+            let config = PushgatewayConfig {
+                ca_file: Some(certificates.path("ca.pem")),
+                ..config(url)
+            };
+            let pushgateway = Pushgateway::new(config).expect("a client");
+            let error = pushgateway.groups(Duration::from_secs(1)).await.map(|_| ());
+            assert!(!format!("{error:?}").contains("marker"), "{error:?}");
+            check_outcome(url, error, Err(expected));
+        }
+        return;
+    }
+    if Certificates::make().is_none() {
+        return;
+    }
+    let refused = reply(407, "", "no");
+    let proxy = FaultyServer::start(&vec![refused; 20]).await;
+    let url = format!("http://marker:marker@{}", proxy.address);
+    let variables = [("HTTP_PROXY", url.as_str()), ("HTTPS_PROXY", &url), ("NO_PROXY", "")];
+    run_alone("keeps_the_password_of_a_proxy", proxy.address, &variables).await;
+    let requests = proxy.requests();
+    assert!(
+        requests[0].starts_with("GET ") && requests[1].starts_with("CONNECT "),
+        "{requests:?}"
+    );
+}
+
 #[tokio::test]
 async fn lists_the_groups_of_a_full_server_in_little_memory() {
     const GROUPS: usize = 200;

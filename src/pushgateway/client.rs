@@ -403,6 +403,7 @@ impl Cause {
                  LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE and LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE, or \
                  LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE, name"
             }
+            Self::Refused { status: 407, .. } => "check the user and the password of the proxy, in HTTP_PROXY",
             Self::Refused { status: 413, .. } => "raise the limit on bodies in the proxy before the Pushgateway",
             Self::Refused { .. } | Self::NotAPushgateway { .. } => {
                 "check that LP_EXPORTER_PUSHGATEWAY_URL is the URL of a Pushgateway, with its route prefix if it has \
