@@ -280,6 +280,14 @@ async fn bring_about(binary: &Path, way: &Way, certificates: Option<&Certificate
             post(server.address, path, body).await;
             let proxy = FaultProxy::start(server.address, &[], Fault::Pass).await;
             let worked = work(&proxy.url(), PUSH_BUDGET, &[]).await;
+            let scrape = server.metrics().await;
+            let status = scrape.lines().next().unwrap_or_default();
+            let is_unchecked = !flags.is_empty();
+            assert_eq!(
+                status.contains(" 500 "),
+                is_unchecked,
+                "only what is not checked breaks scrapes: {status}"
+            );
             worked.seen(holds_node(&server.url()).await, Some(proxy.connections()))
         }
         Way::Tls(certificate, ca, password) => {
@@ -342,11 +350,14 @@ async fn bring_about(binary: &Path, way: &Way, certificates: Option<&Certificate
         Way::FullDisk => {
             let disk = FullDisk::new()?;
             let file = format!("--persistence.file={}", disk.folder.path().join("file").display());
-            let server = Server::start(binary, &[&file, "--persistence.interval=10ms"]).await;
+            let flags = [file.as_str(), "--persistence.interval=10ms"];
+            let server = Server::start(binary, &flags).await;
             let proxy = FaultProxy::start(server.address, &[], Fault::Pass).await;
             let worked = work(&proxy.url(), PUSH_BUDGET, &[]).await;
             let delivered = holds_node(&server.url()).await;
-            assert!(!disk.folder.path().join("file").exists(), "the disk is not full");
+            server.terminate();
+            let server = Server::start(binary, &flags).await;
+            assert!(!holds_node(&server.url()).await, "the disk was not full");
             worked.seen(delivered, Some(proxy.connections()))
         }
         Way::Restart(with_file) => restart(binary, *with_file).await,
