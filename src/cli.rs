@@ -82,6 +82,34 @@ pub struct PushArguments {
     #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CA_FILE", value_name = "FILE")]
     pub pushgateway_ca_file: Option<PathBuf>,
 
+    /// A PEM file with a certificate of our own, for a Pushgateway that asks for one; read again for each connection
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE", value_name = "FILE")]
+    pub pushgateway_client_certificate_file: Option<PathBuf>,
+
+    /// A PEM file with the key of that certificate
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE", value_name = "FILE")]
+    pub pushgateway_client_key_file: Option<PathBuf>,
+
+    /// The name that the Pushgateway's certificate has to be for, instead of the URL's host
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", value_name = "NAME")]
+    pub pushgateway_server_name: Option<String>,
+
+    /// A file with the user for the Pushgateway's basic authentication; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE", value_name = "FILE")]
+    pub pushgateway_username_file: Option<PathBuf>,
+
+    /// A file with that user's password; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE", value_name = "FILE")]
+    pub pushgateway_password_file: Option<PathBuf>,
+
+    /// A file with a bearer token for the Pushgateway, instead of user and password; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE", value_name = "FILE")]
+    pub pushgateway_bearer_token_file: Option<PathBuf>,
+
+    /// How long a request to the Pushgateway is tried at most, within the deadlines of the run [default: 60s]
+    #[arg(long, env = "LP_EXPORTER_PUSH_BUDGET", value_name = "DURATION", value_parser = parse_push_budget)]
+    pub push_budget: Option<Duration>,
+
     /// A label for every grouping key, so that clusters can share a Pushgateway; repeatable
     #[arg(
         long = "grouping-label",
@@ -494,6 +522,14 @@ fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
 fn parse_budget(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("in no time nothing can be measured".to_owned()),
+        Ok(budget) => Ok(budget),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_push_budget(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("in no time nothing can be pushed".to_owned()),
         Ok(budget) => Ok(budget),
         Err(error) => Err(error.to_string()),
     }

@@ -161,7 +161,11 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
              another name, or leave one of them away"
         );
     }
-    let worker_environment = worker_environment(Some((&push_of_worker, &pushgateway, &grouping_labels)), log);
+    let worker_environment = worker_environment(
+        Some((&push_of_worker, &pushgateway, &grouping_labels)),
+        &planning.template,
+        log,
+    );
     Ok(Config {
         pushgateway,
         grouping_labels,

@@ -85,10 +85,19 @@ pub fn main(arguments: PlanArguments) -> Exit {
     let push = pushgateway_url.map(|pushgateway_url| PushArguments {
         pushgateway_url,
         pushgateway_ca_file: None,
+        pushgateway_client_certificate_file: None,
+        pushgateway_client_key_file: None,
+        pushgateway_server_name: None,
+        pushgateway_username_file: None,
+        pushgateway_password_file: None,
+        pushgateway_bearer_token_file: None,
+        push_budget: None,
         grouping_labels,
     });
-    let prepared =
-        Settings::new(planning).and_then(|settings| Ok((settings, environment_of_workers(push, log, redact)?)));
+    let prepared = Settings::new(planning).and_then(|settings| {
+        let environment = environment_of_workers(push, &settings.template, log, redact)?;
+        Ok((settings, environment))
+    });
     let (settings, environment) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return failed(&error, Exit::BadConfiguration),
@@ -141,14 +150,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// What the workers would be told. Of what is given to others, only that something stands there.
 fn environment_of_workers(
     push: Option<PushArguments>,
+    template: &job::Template,
     log: LogArguments,
     redact: bool,
 ) -> anyhow::Result<Vec<(&'static str, String)>> {
     let Some(arguments) = push else {
-        return Ok(worker_environment(None, log));
+        return Ok(worker_environment(None, template, log));
     };
     let (pushgateway, labels) = pushgateway(arguments.clone())?;
-    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), log);
+    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), template, log);
     let redacted = |(name, value): (&'static str, String)| match name {
         "LP_EXPORTER_PUSHGATEWAY_URL" | "LP_EXPORTER_GROUPING_LABELS" if redact => (name, "redacted".to_owned()),
         _ => (name, value),

@@ -266,9 +266,12 @@ fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
     })
 }
 
-/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
+/// What the workers are told by their environment. What is secret stays here, for a Job can be read by many, and so do the
+/// names of files, which a worker has only where the template mounts them: there the variables are to be set. Whoever has
+/// forgotten that is told.
 pub fn worker_environment(
     push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
+    template: &Template,
     log: LogArguments,
 ) -> Vec<(&'static str, String)> {
     let level = match log.log_level {
@@ -283,19 +286,21 @@ pub fn worker_environment(
     };
     let mut environment = Vec::new();
     if let Some((arguments, pushgateway, _)) = push {
-        if arguments.pushgateway_ca_file.is_some() {
+        let forgotten = secrets_forgotten(arguments, template);
+        if !forgotten.is_empty() {
             warn!(
-                "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
-                 LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
-            );
-        }
-        if arguments.pushgateway_url.contains('@') {
-            warn!(
-                "user and password of the Pushgateway's URL are not given to the workers: set \
-                 LP_EXPORTER_PUSHGATEWAY_URL from a Secret in the Job template"
+                "the workers are not given {}: set in the Job template what the controller has, from a mounted Secret",
+                forgotten.join(", ")
             );
         }
         environment.push(("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()));
+        if let Some(name) = &arguments.pushgateway_server_name {
+            environment.push(("LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", name.clone()));
+        }
+        if let Some(budget) = arguments.push_budget {
+            let budget = humantime::format_duration(budget).to_string();
+            environment.push(("LP_EXPORTER_PUSH_BUDGET", budget));
+        }
     }
     environment.push(("LP_EXPORTER_LOG_LEVEL", level.to_owned()));
     environment.push(("LP_EXPORTER_LOG_FORMAT", format.to_owned()));
@@ -304,6 +309,48 @@ pub fn worker_environment(
         environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
     }
     environment
+}
+
+/// The variables that the controller has, and that nothing in the template gives to the workers.
+fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'static str> {
+    // Whoever takes variables from a Secret as a whole does not name them.
+    if template.takes_variables_from_elsewhere() {
+        return Vec::new();
+    }
+    const URL: &str = "LP_EXPORTER_PUSHGATEWAY_URL";
+    const CREDENTIALS: [&str; 3] = [
+        "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE",
+        "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE",
+        "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE",
+    ];
+    let files = [
+        ("LP_EXPORTER_PUSHGATEWAY_CA_FILE", &arguments.pushgateway_ca_file),
+        (
+            "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE",
+            &arguments.pushgateway_client_certificate_file,
+        ),
+        (
+            "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE",
+            &arguments.pushgateway_client_key_file,
+        ),
+        (CREDENTIALS[0], &arguments.pushgateway_username_file),
+        (CREDENTIALS[1], &arguments.pushgateway_password_file),
+        (CREDENTIALS[2], &arguments.pushgateway_bearer_token_file),
+    ];
+    // The workers may show who they are in another way than the controller.
+    let have_credentials = [URL]
+        .iter()
+        .chain(&CREDENTIALS)
+        .any(|variable| template.sets_variable(variable));
+    let is_given =
+        |variable: &str| template.sets_variable(variable) || (have_credentials && CREDENTIALS.contains(&variable));
+    let url = url::Url::parse(&arguments.pushgateway_url).ok();
+    let is_in_url = url.is_some_and(|url| !url.username().is_empty() || url.password().is_some());
+    let of_url = (is_in_url && !have_credentials).then_some("user and password of LP_EXPORTER_PUSHGATEWAY_URL");
+    let of_files = files
+        .into_iter()
+        .filter_map(|(variable, file)| (file.is_some() && !is_given(variable)).then_some(variable));
+    of_files.chain(of_url).collect()
 }
 
 /// What the Jobs of a run have in common.

@@ -32,7 +32,7 @@ use crate::volumes::node_plan::{Base, NodePlan, ReadError};
 
 /// What the push may take at the end of the budget: this share of it ...
 const PUSH_SHARE: u32 = 4;
-/// ... and not more than this, which is enough for a Pushgateway that is being restarted.
+/// ... and not more than this, unless something else is set: enough for a Pushgateway that is being restarted.
 const PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// What the push may take after SIGTERM: it has to end within the pod's grace period.
 const PUSH_BUDGET_AFTER_SIGNAL: Duration = Duration::from_secs(8);
@@ -150,7 +150,7 @@ async fn work(settings: Settings, started: Instant, summary: &mut WorkerSummary)
     };
     // A plan is compressed JSON: what a budget cannot be is cut to what it can.
     let budget = Duration::try_from_secs_f64(plan.budget_seconds).unwrap_or(Duration::ZERO);
-    let push_budget = (budget / PUSH_SHARE).min(PUSH_BUDGET_MAX);
+    let push_budget = (budget / PUSH_SHARE).min(pushgateway.budget_max());
     let deadline = started + (budget - push_budget);
     let delay = random_up_to(start_delay_max.min(budget / START_DELAY_SHARE));
     let mut end = End {
@@ -207,13 +207,27 @@ pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, G
     let PushArguments {
         pushgateway_url,
         pushgateway_ca_file,
+        pushgateway_client_certificate_file,
+        pushgateway_client_key_file,
+        pushgateway_server_name,
+        pushgateway_username_file,
+        pushgateway_password_file,
+        pushgateway_bearer_token_file,
+        push_budget,
         grouping_labels,
     } = push;
     let grouping_labels = GroupingLabels::new(grouping_labels, metrics::label_names())?;
     let config = PushgatewayConfig {
         url: pushgateway_url,
         ca_file: pushgateway_ca_file,
+        client_certificate_file: pushgateway_client_certificate_file,
+        client_key_file: pushgateway_client_key_file,
+        server_name: pushgateway_server_name,
+        username_file: pushgateway_username_file,
+        password_file: pushgateway_password_file,
+        bearer_token_file: pushgateway_bearer_token_file,
         request_timeout: REQUEST_TIMEOUT,
+        budget_max: push_budget.unwrap_or(PUSH_BUDGET_MAX),
     };
     Ok((Pushgateway::new(config)?, grouping_labels))
 }
