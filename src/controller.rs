@@ -34,8 +34,8 @@ use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
 use crate::owner::Owner;
 use crate::planning::{
-    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced, plan_listed,
-    worker_environment,
+    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced,
+    filters_without_match, no_orphans, plan_listed, worker_environment,
 };
 use crate::pushgateway::group::{self, NODE_LABEL};
 use crate::pushgateway::{
@@ -389,16 +389,8 @@ impl Session<'_> {
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
         log_plan(&found.plan, &self.config.planning.selection);
-        if let Some(volume) = found.plan.known_paths.unread() {
-            warn!(
-                persistentvolume = volume,
-                "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
-            );
-        }
-        if found.plan.known_paths.are_too_many() {
-            warn!(
-                "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
-            );
+        if let Some(why) = no_orphans(&found.plan) {
+            warn!("{why}");
         }
         let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
         let groups = self.config.pushgateway.groups(first_push_budget);
@@ -490,6 +482,9 @@ impl Session<'_> {
             warn!(kind, name, "passed over a {kind} that cannot be read: {why}");
         }
         check_only_nodes(selection, &listed.nodes).map_err(RunError::BadConfiguration)?;
+        for why in filters_without_match(&listed, selection) {
+            warn!("{why}");
+        }
         listed.pods = self.pods(&listed.volumes, &listed.claims).await?;
         let is_complete = is_complete && listed.is_complete();
         let plan = plan_listed(listed, &self.config.planning);

@@ -481,6 +481,8 @@ pub struct Found {
     /// For each base of the plan, in the plan's order, the directories without an owner below it; `None` where that cannot be
     /// told.
     pub orphans: Vec<Option<Vec<Orphan>>>,
+    /// Why not, one text for each cause.
+    pub orphans_not_told: Vec<String>,
 }
 
 impl Found {
@@ -498,6 +500,7 @@ pub fn usage_group(plan: &NodePlan, found: &Found, times: WorkerTimes) -> Body {
         volumes,
         file_systems,
         orphans,
+        orphans_not_told: _,
     } = found;
     let collects = |one| plan.collect.contains(one);
     let mut exposition = Exposition::new();

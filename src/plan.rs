@@ -22,8 +22,8 @@ use crate::exit::Exit;
 use crate::kubernetes::client::{ApiError, Cluster};
 use crate::kubernetes::{convert, job};
 use crate::planning::{
-    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced, plan_listed,
-    worker_environment,
+    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced,
+    filters_without_match, no_orphans, plan_listed, worker_environment,
 };
 use crate::redact::Redactor;
 use crate::text::{one_line, tell};
@@ -121,7 +121,9 @@ pub fn main(arguments: PlanArguments) -> Exit {
     if let Err(why) = check_only_nodes(&settings.selection, &listed.nodes) {
         return failed(&anyhow::Error::msg(why), Exit::BadConfiguration);
     }
+    let unmatched = filters_without_match(&listed, &settings.selection);
     let plan = plan_listed(listed, &settings);
+    note_oddities(&plan, unmatched, redact);
     let shown = Shown::new(plan, settings, namespace, environment, redact);
     let written = shown.and_then(|shown| Ok(shown.write(output)?));
     match written {
@@ -198,6 +200,22 @@ fn read_dump(file: &Path, settings: &Settings, redact: bool) -> anyhow::Result<L
         tell(&format!("note: passed over {count} objects of other kinds{kinds}"));
     }
     Ok(listed)
+}
+
+/// What a run would warn of.
+fn note_oddities(plan: &Plan, unmatched: Vec<String>, redact: bool) {
+    if !redact {
+        unmatched.iter().for_each(|why| tell(&format!("note: {why}")));
+    }
+    match no_orphans(plan) {
+        Some(_) if redact => tell("note: no orphans would be looked for"),
+        Some(why) => tell(&format!("note: {why}")),
+        None => {}
+    }
+    let lost = plan.claims_lost.len();
+    if lost > 0 {
+        tell(&format!("note: the volumes of {lost} claims are gone (Lost)"));
+    }
 }
 
 fn note_unreadable(unreadable: &[Unreadable], redact: bool) {

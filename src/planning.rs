@@ -87,6 +87,10 @@ impl Settings {
             claim_labels,
         } = telling;
         let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
+        // An unset variable in somebody's script would make it a run for all nodes.
+        if selection.only_nodes.iter().any(|name| name.trim().is_empty()) {
+            anyhow::bail!("--only-node: an empty name; name a node, or leave the flag away");
+        }
         let (selection, locate_by_pods) = select(selection, claim_labels);
         // Refuses what cannot be before anything is asked of anybody.
         deadlines(interval, None)?;
@@ -481,6 +485,60 @@ pub fn check_only_nodes(selection: &Selection, nodes: &[Node]) -> Result<(), Str
         missing.join(", ")
     );
     Err(one_line(&message, MESSAGE_MAX_CHARS))
+}
+
+/// Filters that name what is not there: mostly a typing error, which would leave everything out without a word. Names only
+/// fit to be shown.
+pub fn filters_without_match(listed: &Listed, selection: &Selection) -> Vec<String> {
+    let nodes: BTreeSet<&str> = listed.nodes.iter().map(|node| node.name.as_str()).collect();
+    let classes: BTreeSet<&str> = listed.volumes.iter().map(|volume| &*volume.storage_class).collect();
+    let claims = listed.volumes.iter().filter_map(|volume| volume.claim.as_ref());
+    let namespaces: BTreeSet<&str> = claims.map(|claim| claim.namespace.as_str()).collect();
+    let wanted = [
+        ("--node", &selection.nodes, nodes, "node of the cluster"),
+        (
+            "--storage-class",
+            &selection.storage_classes,
+            classes,
+            "storage class of a node-local volume",
+        ),
+        (
+            "--claim-namespace",
+            &selection.namespaces,
+            namespaces,
+            "namespace with a claim of a node-local volume",
+        ),
+    ];
+    let mut told = Vec::new();
+    for (flag, wanted, there, what) in wanted {
+        let missing: Vec<&str> = wanted
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !there.contains(name))
+            .collect();
+        if !missing.is_empty() {
+            let message = format!("{flag} names what is no {what}: {}", missing.join(", "));
+            told.push(one_line(&message, MESSAGE_MAX_CHARS));
+        }
+    }
+    told
+}
+
+/// Why no worker looks for directories that no volume owns, if none does.
+pub fn no_orphans(plan: &Plan) -> Option<String> {
+    if let Some(volume) = plan.known_paths.unread() {
+        let volume = one_line(volume, MESSAGE_MAX_CHARS);
+        Some(format!(
+            "no orphans are looked for: nobody knows which directory is the volume {volume}'s, as it cannot be read"
+        ))
+    } else if plan.known_paths.are_too_many() {
+        Some(
+            "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
+                .to_owned(),
+        )
+    } else {
+        None
+    }
 }
 
 /// The claims whose pods are to be asked where their volumes lie, because nothing else says so.

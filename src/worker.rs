@@ -377,11 +377,11 @@ async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
         .map(|index| measured[(*index)?].file_system.clone())
         .collect();
     let file_systems = file_systems(plan, &base_file_systems, &volumes);
-    let orphans = if !collects_orphans {
-        vec![None; plan.bases.len()]
+    let none = vec![None; plan.bases.len()];
+    let (orphans, orphans_not_told) = if !collects_orphans {
+        (none, Vec::new())
     } else if let Some(doubt) = doubts_of_volumes.next().or_else(|| doubts.next()) {
-        warn!("no directory can be called an orphan: {doubt}");
-        vec![None; plan.bases.len()]
+        (none, vec![format!("no directory can be called an orphan: {doubt}")])
     } else {
         let directories = measured.iter().filter_map(|one| one.directory).collect();
         find_orphans(plan, directories, made_before, &config, end).await
@@ -390,6 +390,7 @@ async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
         volumes,
         file_systems,
         orphans,
+        orphans_not_told,
     }
 }
 
@@ -429,15 +430,16 @@ fn target(base: &Base, path: &str, wanted: Wanted) -> Result<Target, NoTarget> {
 }
 
 /// Looks for the directories below each base that no volume owns, and measures them. Nothing for a base of which any part
-/// could not be read, or for which the time was too short.
+/// could not be read, or for which the time was too short; then it says why.
 async fn find_orphans(
     plan: &NodePlan,
     known_directories: HashSet<DirectoryId>,
     made_before: SystemTime,
     config: &Config,
     end: &mut End<'_>,
-) -> Vec<Option<Vec<Orphan>>> {
+) -> (Vec<Option<Vec<Orphan>>>, Vec<String>) {
     let mut found: Vec<Option<Vec<Orphan>>> = vec![None; plan.bases.len()];
+    let mut not_told = Vec::new();
     let mut searches = Vec::new();
     let mut base_of_search = Vec::new();
     let mounts = MountTable::read();
@@ -446,10 +448,19 @@ async fn find_orphans(
         if let Some(mounted_at) = &base.mounted_at {
             // The volumes of the other nodes lie there too, and this plan does not have them all.
             if mounts.may_be_shared(Path::new(mounted_at)) {
-                warn!(
+                not_told.push(format!(
                     "orphans below {} are not told: it lies on a file system that other machines may have too",
                     base.path
-                );
+                ));
+                continue;
+            }
+            // Whatever lies there is a volume's.
+            if known.iter().any(|path| path.as_os_str().is_empty()) {
+                not_told.push(format!(
+                    "orphans below {} are not told: a volume has all of it, because its path is this directory or one above \
+                     it",
+                    base.path
+                ));
                 continue;
             }
             searches.push(Search {
@@ -486,11 +497,13 @@ async fn find_orphans(
                 found[base] = Some(Vec::new());
                 targets.extend(directories.into_iter().map(|directory| (base, directory)));
             }
-            Some(Err(why)) => warn!(
+            Some(Err(why)) => not_told.push(format!(
                 "orphans below {path} cannot be told: {}",
                 one_line(&why, DETAIL_MAX_CHARS)
-            ),
-            None => warn!("orphans below {path} cannot be told: the time of the worker was up first"),
+            )),
+            None => not_told.push(format!(
+                "orphans below {path} cannot be told: the time of the worker was up first"
+            )),
         }
     }
     let to_measure = targets.iter().filter_map(|(base, directory)| {
@@ -501,15 +514,18 @@ async fn find_orphans(
         })
     });
     let measured = measure_targets(to_measure.collect(), config, end).await;
+    // Two base paths may lead to one directory.
+    let mut told: HashSet<DirectoryId> = HashSet::new();
     for ((base, directory), measurement) in targets.iter().zip(&measured) {
         // One that was deleted meanwhile is none any more.
         if measurement.state != State::Missing
+            && measurement.directory.is_none_or(|directory| told.insert(directory))
             && let Some(found) = &mut found[*base]
         {
             found.push(Orphan::new(&plan.bases[*base].path, directory, measurement));
         }
     }
-    found
+    (found, not_told)
 }
 
 /// What is younger may be a volume's that the run's plan does not know yet. The plan is as old as the run; `began` is when the
@@ -556,6 +572,9 @@ fn log_failures(plan: &NodePlan, measurements: &[Measurement]) {
 
 /// Names the largest orphans, for whoever is to decide about them.
 fn log_orphans(plan: &NodePlan, found: &Found) {
+    for why in &found.orphans_not_told {
+        warn!("{why}");
+    }
     for (base, orphans) in plan.bases.iter().zip(&found.orphans) {
         match orphans {
             Some(orphans) if !orphans.is_empty() => {
@@ -593,6 +612,7 @@ fn tell(summary: &mut WorkerSummary, plan: &NodePlan, found: &Found) {
             bytes: orphan.used_bytes,
         })
         .collect();
+    summary.orphans_not_told = found.orphans_not_told.clone();
 }
 
 /// What is known of a measurement without a number: its own words, and the first place that could not be read.

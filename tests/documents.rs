@@ -532,6 +532,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
         file_systems: file_systems(&node_plan, &[Some(file_system)], &volumes),
         volumes,
         orphans: vec![Some(vec![orphan])],
+        orphans_not_told: Vec::new(),
     };
     let usage = metrics::usage_group(&node_plan, &found, times);
     let bodies = [

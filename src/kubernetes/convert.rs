@@ -118,6 +118,10 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
         _ if spec.volume_mode.as_deref() == Some("Block") => {
             Err((SkipReason::BlockMode, "volumeMode is Block".to_owned()))
         }
+        Some(Ok(0)) => Err((
+            SkipReason::InvalidCapacity,
+            "spec.capacity.storage is 0: it has to be more".to_owned(),
+        )),
         Some(Ok(bytes)) => Ok(bytes),
         Some(Err(error)) => Err((SkipReason::InvalidCapacity, error.to_string())),
         None => Err((

@@ -361,11 +361,25 @@ fn describe(terms: &[NodeSelectorTerm]) -> String {
     let requirements = terms
         .iter()
         .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
-    let words: Vec<String> = requirements
-        .map(|one| format!("{} in {:?}", one.key, one.values))
-        .collect();
-    let text = format!("its node affinity matches no node: {}", words.join(", "));
+    let words: Vec<String> = requirements.map(in_words).collect();
+    let text = if words.is_empty() {
+        "its node affinity matches no node: it asks for nothing, and that matches nothing".to_owned()
+    } else {
+        format!("its node affinity matches no node: {}", words.join(", "))
+    };
     one_line(&text, DESCRIPTION_MAX_CHARS)
+}
+
+fn in_words(requirement: &Requirement) -> String {
+    let Requirement { key, operator, values } = requirement;
+    match operator {
+        Operator::In => format!("{key} in {values:?}"),
+        Operator::NotIn => format!("{key} not in {values:?}"),
+        Operator::Exists => format!("{key} exists"),
+        Operator::DoesNotExist => format!("{key} does not exist"),
+        Operator::Gt => format!("{key} greater than {values:?}"),
+        Operator::Lt => format!("{key} less than {values:?}"),
+    }
 }
 
 #[cfg(test)]
