@@ -2,8 +2,9 @@
 //!
 //! Every flag has an environment variable `LP_EXPORTER_*`, which is how the manifests set it; the flag wins.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -41,7 +42,7 @@ controller with --strict), 4 Kubernetes API, 5 Pushgateway, 6 plan of another ve
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
 /// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
-/// same for directories of this machine and shows the result. `plan` shows what `controller` would do.
+/// same for directories of this machine and shows the result. `plan` shows what `controller` would do. `retire` deletes what no run deletes.
 #[derive(Parser)]
 #[command(name = "lp-exporter", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -61,6 +62,8 @@ pub enum Command {
     Measure(MeasureArguments),
     /// Show what a run would do, without doing it; needs no cluster where there is a dump of one
     Plan(PlanArguments),
+    /// Delete groups from the Pushgateway that no run deletes by itself: after an uninstall or a changed label
+    Retire(RetireArguments),
 }
 
 /// What both programs need to push.
@@ -115,6 +118,50 @@ pub struct PushArguments {
         value_delimiter = ','
     )]
     pub grouping_labels: Vec<GroupingLabel>,
+}
+
+/// The flags of `retire`.
+#[derive(Args)]
+pub struct RetireArguments {
+    #[command(flatten)]
+    /// Where the groups are.
+    pub push: PushArguments,
+
+    /// A label that a group has, in its key or as its owner (cluster_uid, cronjob); an empty value also matches its
+    /// absence; repeatable: all have to match. Only groups of lp-exporter's jobs, and of the Python exporter's, ever match
+    #[arg(long = "match", value_name = "NAME=VALUE", required = true)]
+    pub matches: Vec<GroupMatch>,
+
+    /// Only tell what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    /// How to log.
+    pub log: LogArguments,
+}
+
+/// A label that groups have to have.
+#[derive(Clone, Debug)]
+pub struct GroupMatch {
+    /// Its name.
+    pub name: String,
+    /// Its value; empty also where there is none.
+    pub value: String,
+}
+
+impl FromStr for GroupMatch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GroupMatch, String> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok(GroupMatch {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("write NAME=VALUE, as in cluster=west".to_owned()),
+        }
+    }
 }
 
 /// How both programs log.
@@ -283,6 +330,10 @@ pub struct ControllerArguments {
     /// How many workers may run at once
     #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50", value_parser = parse_jobs)]
     pub parallel_jobs: NonZeroUsize,
+
+    /// How many runs a node's last numbers stay when it cannot be measured
+    #[arg(long, env = "LP_EXPORTER_KEEP_RUNS", value_name = "COUNT", default_value = "12")]
+    pub keep_runs: NonZeroU32,
 
     /// End with code 3 when a node or a node-local volume was left without a number
     #[arg(long, env = "LP_EXPORTER_STRICT", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true)]

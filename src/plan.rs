@@ -230,19 +230,17 @@ fn list(settings: &Settings) -> Result<(Listed, String), ListError> {
     let all = runtime.block_on(async {
         let cluster = Cluster::connect(settings.namespace.clone()).await?;
         let label_keys = settings.selection.label_keys();
-        let mut listed = Listed::default();
-        let volumes = cluster.list::<PersistentVolume, _>(convert::volume).await?;
-        listed.add_volumes(volumes);
-        let claims = cluster
-            .list::<PersistentVolumeClaim, _>(|raw| convert::claim(raw, &label_keys))
+        let volumes: Listed = cluster.list::<PersistentVolume, _, _>(convert::volume).await?;
+        let claims: Listed = cluster
+            .list::<PersistentVolumeClaim, _, _>(|raw| convert::claim(raw, &label_keys))
             .await?;
-        claims.into_iter().for_each(|claim| listed.add_claim(claim));
-        let nodes = cluster.list::<NodeObject, _>(convert::undecoded_node).await?;
+        let mut listed = Listed::of(volumes, claims, Vec::new());
+        let nodes = cluster.list::<NodeObject, _, Vec<_>>(convert::undecoded_node).await?;
         nodes.into_iter().for_each(|node| listed.add_node(node));
         if settings.locate_by_pods {
             let mut places = claims_of_unplaced(&listed.volumes, &listed.claims);
             if !places.is_empty() {
-                let pods = cluster.list::<Pod, _>(convert::pod_on_node).await?;
+                let pods = cluster.list::<Pod, _, Vec<_>>(convert::pod_on_node).await?;
                 pods.into_iter().flatten().for_each(|pod| places.see(pod));
             }
             listed.pods = Some(places);
@@ -281,6 +279,7 @@ impl Shown {
         let run = Run {
             id: RUN_ID.to_owned(),
             started_unix_seconds: 0.0,
+            owner: crate::owner::Owner::default(),
         };
         let mut shown = Shown {
             plan,

@@ -646,6 +646,7 @@ mod tests {
             run: Run {
                 id: run.to_owned(),
                 started_unix_seconds: 0.0,
+                owner: crate::owner::Owner::default(),
             },
             node: String::new(),
             budget_seconds: 1.0,

@@ -139,6 +139,7 @@ fn flags() {
             "plan",
             &["How to log", "Planning", "What is measured", "What is told", "Plan"],
         ),
+        ("retire", &["Where to push", "How to log", "Retire"]),
     ];
     for (subcommand, headings) in headings {
         let command = command.find_subcommand(subcommand).expect("a subcommand");
@@ -393,6 +394,7 @@ fn help_texts() {
         ("help-worker.txt", &["worker", "--help"]),
         ("help-measure.txt", &["measure", "--help"]),
         ("help-plan.txt", &["plan", "--help"]),
+        ("help-retire.txt", &["retire", "--help"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
             .args(arguments)
@@ -445,6 +447,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
     let run = Run {
         id: "run".to_owned(),
         started_unix_seconds: 1.0,
+        owner: lp_exporter::owner::Owner::default(),
     };
     let node = |name: &str| PlannedNode {
         name: name.to_owned(),
@@ -454,14 +457,14 @@ fn groups_of_families() -> BTreeMap<String, String> {
         volumes: vec![PlacedVolume {
             name: "pv".to_owned(),
             claim: Some(("namespace".to_owned(), "claim".to_owned())),
-            storage_class: "class".to_owned(),
+            storage_class: "class".into(),
             path: "/data/pv".to_owned(),
             base: 0,
             source: SourceKind::HostPath,
             capacity_bytes: 1,
             requested_bytes: Some(1),
-            phase: "Bound".to_owned(),
-            reclaim_policy: "Delete".to_owned(),
+            phase: "Bound".into(),
+            reclaim_policy: "Delete".into(),
             created_unix_seconds: Some(1),
             shared: false,
             alert_percent: Some(80),

@@ -15,8 +15,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lp_exporter::exposition::{Body, Exposition, Family};
+use lp_exporter::owner::Owner;
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
-use lp_exporter::pushgateway::{Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire};
+use lp_exporter::pushgateway::{
+    Cause, GroupingKey, GroupingLabels, Nodes, Ours, Pushgateway, PushgatewayConfig, groups_to_retire,
+};
 use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
 use support::real_pushgateway::{Certificates, Server, free_address, pushgateways, skip};
@@ -89,7 +92,17 @@ async fn puts_replaces_lists_and_deletes() {
         );
         assert!(text.contains(r#"node="Zürich ☃""#), "{text}");
 
-        for key in groups_to_retire(&groups, &labels, &["a/b".to_owned()].into()) {
+        let kept = ["a/b".to_owned()].into();
+        let ours = Ours {
+            grouping_labels: &labels,
+            owner: &Owner::default(),
+        };
+        let nodes = Nodes {
+            with_volumes: &kept,
+            wanted: &kept,
+            kept_since_unix_seconds: 0.0,
+        };
+        for (key, _) in groups_to_retire(&groups, ours, nodes) {
             pushgateway.delete(&key, BUDGET).await.expect("a deletion");
             pushgateway
                 .delete(&key, BUDGET)
@@ -280,6 +293,7 @@ async fn the_static_program_pushes_from_an_empty_root() {
         run: Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.0,
+            owner: lp_exporter::owner::Owner::default(),
         },
         node: "node-1".to_owned(),
         budget_seconds: 20.0,

@@ -1,7 +1,7 @@
 //! The life of what is pushed to a Pushgateway: under which key it lies, how it gets there, and what is taken away.
 //!
 //! - [`group`]: grouping keys and the extra labels of the user. Pure.
-//! - [`retire`]: which groups have outlived their node. Pure.
+//! - [`retire`]: which groups have outlived what they tell of, and which are of others. Pure.
 //! - [`client`]: the requests, their retries and their errors. `credentials` and `tls` are what it is known by, and whom it
 //!   trusts.
 //!
@@ -18,5 +18,5 @@ pub use client::{Cause, PushError, Pushgateway, PushgatewayConfig, PushgatewayEr
 pub use credentials::CredentialsError;
 pub use group::{GroupingKey, GroupingLabel, GroupingLabelError, GroupingLabels};
 pub use list::Group;
-pub use retire::groups_to_retire;
+pub use retire::{Nodes, Ours, groups_of_others, groups_to_retire};
 pub use tls::TlsError;
