@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::{StreamExt, stream};
+use lp_exporter::owner::Owner;
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, WORKER_JOB};
 use lp_exporter::pushgateway::{Group, Pushgateway, PushgatewayConfig};
 use lp_exporter::summary::WorkerSummary;
@@ -400,6 +401,7 @@ async fn work(url: &str, push_budget: Duration, variables: &[(&str, &Path)]) -> 
         run: Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.0,
+            owner: Owner::default(),
         },
         node: NODES[0].to_owned(),
         budget_seconds: push_budget.as_secs_f64() * 4.0,
