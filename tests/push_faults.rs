@@ -675,6 +675,17 @@ async fn restart(binary: &Path, with_file: bool) -> Seen {
     }
 }
 
+/// Half a minute would be the share of the worker's budget.
+#[tokio::test]
+async fn a_push_takes_no_longer_than_is_set() {
+    let url = format!("http://{}", free_address());
+    let variables = [("LP_EXPORTER_PUSH_BUDGET", Path::new("1s"))];
+    let seen = work(&url, Duration::from_secs(30), &variables).await.seen(false, None);
+    assert_eq!(seen.code, 5, "{}", seen.log);
+    assert!(seen.took < PATIENCE, "{:?}: {}", seen.took, seen.log);
+    assert!(seen.log.contains("trying again"), "{}", seen.log);
+}
+
 /// What no text may hold: parts of secrets, as they are and as they are sent.
 struct Markers {
     hidden: Vec<String>,
