@@ -52,8 +52,6 @@ use crate::volumes::pods::PodPlaces;
 use crate::volumes::volume::{Node, NodeReason, Volume};
 use crate::worker::{pushgateway, unix_seconds};
 
-/// How long the first push may be tried: a Pushgateway that is installed together with us has to be pulled and started.
-const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long the other requests to the Pushgateway may be tried.
 const PUSH_BUDGET: Duration = Duration::from_secs(15);
 /// How long what is left to do may take after the run was told to end: deleting the Jobs half of it, the report, and
@@ -392,7 +390,8 @@ impl Session<'_> {
         if let Some(why) = no_orphans(&found.plan) {
             warn!("{why}");
         }
-        let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
+        // A Pushgateway that is installed together with us has to be pulled and started: all the time that is set, then.
+        let first_push_budget = (deadlines.controller_clock / 4).min(self.config.pushgateway.budget_max());
         let groups = self.config.pushgateway.groups(first_push_budget);
         let groups = until_stopped(&mut stopped, groups).await??;
         self.refuse_to_share(&groups)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use k8s_openapi::api::batch::v1::Job;
 use tracing::warn;
+use url::Url;
 
 use crate::cli::{
     LogArguments, LogFormat, LogLevel, PlanningArguments, PushArguments, SelectionArguments, TellingArguments,
@@ -34,6 +35,21 @@ pub const INSTANCE: &str = "lp-exporter";
 const MESSAGE_MAX_CHARS: usize = 1000;
 /// How many volumes are planned before the memory of their list is given back: about 1 MB.
 const VOLUMES_A_SHRINK: usize = 4096;
+
+/// The variable with the URL.
+const URL: &str = "LP_EXPORTER_PUSHGATEWAY_URL";
+/// Those that say who we are.
+const CREDENTIALS: [&str; 3] = [
+    "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE",
+];
+/// Those that name certificates.
+const CERTIFICATES: [&str; 3] = [
+    "LP_EXPORTER_PUSHGATEWAY_CA_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE",
+];
 
 /// What decides which Jobs a run makes.
 pub struct Settings {
@@ -297,8 +313,10 @@ pub fn worker_environment(
                 forgotten.join(", ")
             );
         }
-        environment.push(("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()));
-        if let Some(name) = &arguments.pushgateway_server_name {
+        environment.push((URL, pushgateway.url().to_owned()));
+        // Another URL has another name.
+        let server_name = arguments.pushgateway_server_name.as_ref();
+        if let Some(name) = server_name.filter(|_| !template.sets_variable(URL)) {
             environment.push(("LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", name.clone()));
         }
         if let Some(budget) = arguments.push_budget {
@@ -315,46 +333,38 @@ pub fn worker_environment(
     environment
 }
 
-/// The variables that the controller has, and that nothing in the template gives to the workers.
+/// What the controller has, and nothing in the template gives to the workers.
 fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'static str> {
     // Whoever takes variables from a Secret as a whole does not name them.
     if template.takes_variables_from_elsewhere() {
         return Vec::new();
     }
-    const URL: &str = "LP_EXPORTER_PUSHGATEWAY_URL";
-    const CREDENTIALS: [&str; 3] = [
-        "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE",
-        "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE",
-        "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE",
-    ];
-    let files = [
-        ("LP_EXPORTER_PUSHGATEWAY_CA_FILE", &arguments.pushgateway_ca_file),
-        (
-            "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE",
-            &arguments.pushgateway_client_certificate_file,
-        ),
-        (
-            "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE",
-            &arguments.pushgateway_client_key_file,
-        ),
-        (CREDENTIALS[0], &arguments.pushgateway_username_file),
-        (CREDENTIALS[1], &arguments.pushgateway_password_file),
-        (CREDENTIALS[2], &arguments.pushgateway_bearer_token_file),
-    ];
-    // The workers may show who they are in another way than the controller.
-    let have_credentials = [URL]
-        .iter()
-        .chain(&CREDENTIALS)
-        .any(|variable| template.sets_variable(variable));
-    let is_given =
-        |variable: &str| template.sets_variable(variable) || (have_credentials && CREDENTIALS.contains(&variable));
-    let url = url::Url::parse(&arguments.pushgateway_url).ok();
+    let url = Url::parse(&arguments.pushgateway_url).ok();
     let is_in_url = url.is_some_and(|url| !url.username().is_empty() || url.password().is_some());
-    let of_url = (is_in_url && !have_credentials).then_some("user and password of LP_EXPORTER_PUSHGATEWAY_URL");
-    let of_files = files
-        .into_iter()
-        .filter_map(|(variable, file)| (file.is_some() && !is_given(variable)).then_some(variable));
-    of_files.chain(of_url).collect()
+    let credentials = [
+        arguments.pushgateway_username_file.is_some(),
+        arguments.pushgateway_password_file.is_some(),
+        arguments.pushgateway_bearer_token_file.is_some(),
+    ];
+    let credentials = CREDENTIALS.into_iter().zip(credentials);
+    let credentials = credentials.chain([("user and password of LP_EXPORTER_PUSHGATEWAY_URL", is_in_url)]);
+    // The workers may say who they are in another way than the controller.
+    let say_who_they_are = CREDENTIALS
+        .iter()
+        .chain([&URL])
+        .any(|name| template.sets_variable(name));
+    let certificates = [
+        arguments.pushgateway_ca_file.is_some(),
+        arguments.pushgateway_client_certificate_file.is_some(),
+        arguments.pushgateway_client_key_file.is_some(),
+    ];
+    let certificates = CERTIFICATES.into_iter().zip(certificates);
+    let forgotten_credentials = credentials.filter(|(_, is_set)| *is_set && !say_who_they_are);
+    let forgotten_certificates = certificates.filter(|(name, is_set)| *is_set && !template.sets_variable(name));
+    forgotten_credentials
+        .chain(forgotten_certificates)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// What the Jobs of a run have in common.
@@ -549,4 +559,67 @@ pub fn claims_of_unplaced(volumes: &[Volume], claims: &Claims) -> PodPlaces {
         .filter_map(|volume| claims.of(volume))
         .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
     PodPlaces::of_claims(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn arguments(flags: &[&str]) -> PushArguments {
+        let given = ["lp-exporter", "worker", "--plan=x"].iter().chain(flags);
+        match Cli::try_parse_from(given).map(|cli| cli.command) {
+            Ok(Command::Worker(arguments)) => arguments.push,
+            Ok(_) => panic!("{flags:?} is another program"),
+            Err(error) => panic!("{flags:?}: {error}"),
+        }
+    }
+
+    #[test]
+    fn what_the_workers_are_not_given_is_told() {
+        const IN_URL: &str = "--pushgateway-url=https://user:word@host";
+        const PLAIN: &str = "--pushgateway-url=https://host/a@b";
+        const BASIC: [&str; 3] = [PLAIN, "--pushgateway-username-file=u", "--pushgateway-password-file=p"];
+        const CERTIFICATES: [&str; 4] = [
+            PLAIN,
+            "--pushgateway-ca-file=a",
+            "--pushgateway-client-certificate-file=c",
+            "--pushgateway-client-key-file=k",
+        ];
+        let env = |name: &str| format!("        env: [{{name: LP_EXPORTER_PUSHGATEWAY_{name}, value: x}}]");
+        for (flags, of_container, expected) in [
+            (&[PLAIN][..], String::new(), &[][..]),
+            (
+                &[IN_URL],
+                String::new(),
+                &["user and password of LP_EXPORTER_PUSHGATEWAY_URL"],
+            ),
+            (&[IN_URL], env("URL"), &[]),
+            (&[IN_URL], env("BEARER_TOKEN_FILE"), &[]),
+            (&BASIC, String::new(), &CREDENTIALS[..2]),
+            (&BASIC, env("USERNAME_FILE"), &[]),
+            (&BASIC, env("CA_FILE"), &CREDENTIALS[..2]),
+            (
+                &[PLAIN, "--pushgateway-bearer-token-file=t"],
+                String::new(),
+                &CREDENTIALS[2..],
+            ),
+            (&CERTIFICATES, String::new(), &super::CERTIFICATES),
+            (&CERTIFICATES, env("CA_FILE"), &super::CERTIFICATES[1..]),
+            (
+                &CERTIFICATES,
+                "        envFrom: [{secretRef: {name: x}}]".to_owned(),
+                &[],
+            ),
+        ] {
+            let template = format!(
+                "spec:\n  template:\n    spec:\n      restartPolicy: Never\n      containers:\n      - name: worker\n{of_container}"
+            );
+            let template = Template::parse(&template).expect("a template");
+            let found = secrets_forgotten(&arguments(flags), &template);
+            assert_eq!(found, expected, "{flags:?} {of_container}");
+        }
+    }
 }

@@ -219,7 +219,10 @@ impl Pushgateway {
         timeout: Duration,
         accept: fn(Response) -> Reading,
     ) -> Result<Accepted, Cause> {
-        let Authorization { header, mut secrets } = self.credentials.read()?;
+        let Authorization { header, mut secrets } = self
+            .credentials
+            .read()
+            .map_err(|error| Cause::Credentials { why: error.to_string() })?;
         secrets.extend(self.secrets_of_url.clone());
         let mut request = request.try_clone().expect("a body in memory");
         *request.timeout_mut() = Some(timeout);
@@ -320,8 +323,11 @@ pub enum Cause {
         why: String,
     },
     /// What says who we are cannot be read. It may be just being replaced.
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
+    #[error("{why}")]
+    Credentials {
+        /// The file, and what is wrong with it.
+        why: String,
+    },
     /// The server, or a proxy before it, cannot serve the request now: 408, 429 or 5xx.
     #[error("the server cannot serve now, with status {status}: {message}")]
     Busy {
@@ -353,7 +359,7 @@ impl Cause {
     fn may_pass(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::Busy { .. } | Self::Credentials(_)
+            Self::Unreachable { .. } | Self::Busy { .. } | Self::Credentials { .. }
         )
     }
 
@@ -392,7 +398,7 @@ impl Cause {
                 "give a certificate that the server takes by LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE and \
                  LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE"
             }
-            Self::Credentials(_) => "mount the file where the variable says that it is",
+            Self::Credentials { .. } => "mount the file where the variable says that it is",
             Self::Busy { .. } => "see the log of the Pushgateway and of the proxies before it",
             Self::Refused { status: 400, .. } => {
                 "if another group holds the same series, or the same name with another type, delete that group or set \

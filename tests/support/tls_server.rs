@@ -92,13 +92,17 @@ fn serve(mut stream: TcpStream, config: &Arc<ServerConfig>, answer: &mut impl Fn
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
     tls.read_exact(&mut vec![0; length])?;
-    // What a thoughtless proxy says of a request that it does not like: all of it.
-    let body = format!("no good: {head}");
+    let status = answer(&head);
+    let body = match status {
+        // It keeps nothing.
+        200 => r#"{"status":"success","data":[]}"#.to_owned(),
+        // What a thoughtless proxy says of a request that it does not like: all of it.
+        _ => format!("no good: {head}"),
+    };
+    let length = body.len();
     write!(
         tls,
-        "HTTP/1.1 {} Status\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        answer(&head),
-        body.len()
+        "HTTP/1.1 {status} Status\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
     tls.conn.send_close_notify();
     tls.flush()
