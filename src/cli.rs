@@ -69,6 +69,23 @@ pub enum Command {
 /// What both programs need to push.
 #[derive(Args, Clone)]
 pub struct PushArguments {
+    #[command(flatten)]
+    /// The server.
+    pub server: ServerArguments,
+
+    /// A label for every grouping key, so that clusters can share a Pushgateway; repeatable
+    #[arg(
+        long = "grouping-label",
+        env = "LP_EXPORTER_GROUPING_LABELS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    pub grouping_labels: Vec<GroupingLabel>,
+}
+
+/// How the Pushgateway is reached.
+#[derive(Args, Clone)]
+pub struct ServerArguments {
     /// The Pushgateway's URL; may have a path prefix, and user and password
     #[arg(
         long,
@@ -109,15 +126,6 @@ pub struct PushArguments {
     /// How long a request to the Pushgateway is tried at most, within the deadlines of the run [default: 60s]
     #[arg(long, env = "LP_EXPORTER_PUSH_BUDGET", value_name = "DURATION", value_parser = parse_push_budget)]
     pub push_budget: Option<Duration>,
-
-    /// A label for every grouping key, so that clusters can share a Pushgateway; repeatable
-    #[arg(
-        long = "grouping-label",
-        env = "LP_EXPORTER_GROUPING_LABELS",
-        value_name = "NAME=VALUE",
-        value_delimiter = ','
-    )]
-    pub grouping_labels: Vec<GroupingLabel>,
 }
 
 /// The flags of `retire`.
@@ -125,7 +133,7 @@ pub struct PushArguments {
 pub struct RetireArguments {
     #[command(flatten)]
     /// Where the groups are.
-    pub push: PushArguments,
+    pub server: ServerArguments,
 
     /// A label that a group has, in its key or as its owner (cluster_uid, cronjob); an empty value also matches its
     /// absence; repeatable: all have to match. Only groups of lp-exporter's jobs, and of the Python exporter's, ever match

@@ -88,9 +88,15 @@ enum RunError {
     #[error("{0}")]
     BadConfiguration(String),
     #[error(transparent)]
-    Push(#[from] PushError),
+    Push(Box<PushError>),
     #[error("the run was ended early: {0}")]
     Interrupted(String),
+}
+
+impl From<PushError> for RunError {
+    fn from(error: PushError) -> RunError {
+        RunError::Push(Box::new(error))
+    }
 }
 
 impl RunError {

@@ -15,7 +15,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use k8s_openapi::api::core::v1::{Node as NodeObject, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde::Serialize;
 
-use crate::cli::{LogArguments, PlanArguments, PlanFormat, PushArguments};
+use crate::cli::{LogArguments, PlanArguments, PlanFormat, PushArguments, ServerArguments};
 use crate::deadlines::deadlines;
 use crate::dump::Dump;
 use crate::exit::Exit;
@@ -83,15 +83,17 @@ pub fn main(arguments: PlanArguments) -> Exit {
         log,
     } = arguments;
     let push = pushgateway_url.map(|pushgateway_url| PushArguments {
-        pushgateway_url,
-        pushgateway_ca_file: None,
-        pushgateway_client_certificate_file: None,
-        pushgateway_client_key_file: None,
-        pushgateway_server_name: None,
-        pushgateway_username_file: None,
-        pushgateway_password_file: None,
-        pushgateway_bearer_token_file: None,
-        push_budget: None,
+        server: ServerArguments {
+            pushgateway_url,
+            pushgateway_ca_file: None,
+            pushgateway_client_certificate_file: None,
+            pushgateway_client_key_file: None,
+            pushgateway_server_name: None,
+            pushgateway_username_file: None,
+            pushgateway_password_file: None,
+            pushgateway_bearer_token_file: None,
+            push_budget: None,
+        },
         grouping_labels,
     });
     let prepared = Settings::new(planning).and_then(|settings| {

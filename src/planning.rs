@@ -315,11 +315,11 @@ pub fn worker_environment(
         }
         environment.push((URL, pushgateway.url().to_owned()));
         // Another URL has another name.
-        let server_name = arguments.pushgateway_server_name.as_ref();
+        let server_name = arguments.server.pushgateway_server_name.as_ref();
         if let Some(name) = server_name.filter(|_| !template.sets_variable(URL)) {
             environment.push(("LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", name.clone()));
         }
-        if let Some(budget) = arguments.push_budget {
+        if let Some(budget) = arguments.server.push_budget {
             let budget = humantime::format_duration(budget).to_string();
             environment.push(("LP_EXPORTER_PUSH_BUDGET", budget));
         }
@@ -339,12 +339,12 @@ fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'st
     if template.takes_variables_from_elsewhere() {
         return Vec::new();
     }
-    let url = Url::parse(&arguments.pushgateway_url).ok();
+    let url = Url::parse(&arguments.server.pushgateway_url).ok();
     let is_in_url = url.is_some_and(|url| !url.username().is_empty() || url.password().is_some());
     let credentials = [
-        arguments.pushgateway_username_file.is_some(),
-        arguments.pushgateway_password_file.is_some(),
-        arguments.pushgateway_bearer_token_file.is_some(),
+        arguments.server.pushgateway_username_file.is_some(),
+        arguments.server.pushgateway_password_file.is_some(),
+        arguments.server.pushgateway_bearer_token_file.is_some(),
     ];
     let credentials = CREDENTIALS.into_iter().zip(credentials);
     let credentials = credentials.chain([("user and password of LP_EXPORTER_PUSHGATEWAY_URL", is_in_url)]);
@@ -354,9 +354,9 @@ fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'st
         .chain([&URL])
         .any(|name| template.sets_variable(name));
     let certificates = [
-        arguments.pushgateway_ca_file.is_some(),
-        arguments.pushgateway_client_certificate_file.is_some(),
-        arguments.pushgateway_client_key_file.is_some(),
+        arguments.server.pushgateway_ca_file.is_some(),
+        arguments.server.pushgateway_client_certificate_file.is_some(),
+        arguments.server.pushgateway_client_key_file.is_some(),
     ];
     let certificates = CERTIFICATES.into_iter().zip(certificates);
     let forgotten_credentials = credentials.filter(|(_, is_set)| *is_set && !say_who_they_are);

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::pushgateway::retire::is_known_job;
 use crate::pushgateway::{Group, GroupingKey, PushError, Pushgateway};
 use crate::text::one_line;
-use crate::worker::{pushgateway, unix_seconds};
+use crate::worker::{pushgateway_at, unix_seconds};
 
 /// For each request, with all its tries.
 const BUDGET: Duration = Duration::from_secs(30);
@@ -24,13 +24,13 @@ const TEXT_MAX_CHARS: usize = 200;
 /// Deletes the groups that match, or only tells them.
 pub fn main(arguments: RetireArguments) -> Exit {
     let RetireArguments {
-        push,
+        server,
         matches,
         dry_run,
         log: _,
     } = arguments;
-    let (pushgateway, _) = match pushgateway(push) {
-        Ok(configured) => configured,
+    let pushgateway = match pushgateway_at(server) {
+        Ok(pushgateway) => pushgateway,
         Err(error) => {
             error!("{error:#}");
             return Exit::BadConfiguration;

@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::cli::{PushArguments, WorkerArguments};
+use crate::cli::{PushArguments, ServerArguments, WorkerArguments};
 use crate::confine;
 use crate::exit::Exit;
 use crate::file_systems::file_systems;
@@ -205,6 +205,16 @@ fn read_plan(path: &Path) -> anyhow::Result<NodePlan> {
 /// The client for the Pushgateway, and the labels of its grouping keys.
 pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, GroupingLabels)> {
     let PushArguments {
+        server,
+        grouping_labels,
+    } = push;
+    let grouping_labels = GroupingLabels::new(grouping_labels, metrics::label_names())?;
+    Ok((pushgateway_at(server)?, grouping_labels))
+}
+
+/// The client of a Pushgateway.
+pub(crate) fn pushgateway_at(server: ServerArguments) -> anyhow::Result<Pushgateway> {
+    let ServerArguments {
         pushgateway_url,
         pushgateway_ca_file,
         pushgateway_client_certificate_file,
@@ -214,9 +224,7 @@ pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, G
         pushgateway_password_file,
         pushgateway_bearer_token_file,
         push_budget,
-        grouping_labels,
-    } = push;
-    let grouping_labels = GroupingLabels::new(grouping_labels, metrics::label_names())?;
+    } = server;
     let config = PushgatewayConfig {
         url: pushgateway_url,
         ca_file: pushgateway_ca_file,
@@ -229,7 +237,7 @@ pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, G
         request_timeout: REQUEST_TIMEOUT,
         budget_max: push_budget.unwrap_or(PUSH_BUDGET_MAX),
     };
-    Ok((Pushgateway::new(config)?, grouping_labels))
+    Ok(Pushgateway::new(config)?)
 }
 
 /// When to stop measuring: at the deadline, or when SIGTERM comes.

@@ -123,6 +123,7 @@ fn flags() {
             "controller",
             &[
                 "Where to push",
+                "Grouping keys",
                 "How to log",
                 "Planning",
                 "Controller",
@@ -132,7 +133,13 @@ fn flags() {
         ),
         (
             "worker",
-            &["Where to push", "How to log", "Worker", "How fast to measure"],
+            &[
+                "Where to push",
+                "Grouping keys",
+                "How to log",
+                "Worker",
+                "How fast to measure",
+            ],
         ),
         ("measure", &["How to log", "How fast to measure", "Measure"]),
         (
