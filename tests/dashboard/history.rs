@@ -1,0 +1,116 @@
+//! Hours of scrapes, made from what a few real runs pushed: each run is taken to be repeated at every interval of its part
+//! of the time, its timestamps moved to where they would be then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// What a scrape tells of one series.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    pub(crate) name: String,
+    /// Without those that are empty.
+    pub(crate) labels: Labels,
+    pub(crate) value: f64,
+}
+
+impl Sample {
+    pub(crate) fn label(&self, name: &str) -> &str {
+        self.labels.get(name).map_or("", String::as_str)
+    }
+}
+
+/// All samples at one time.
+pub(crate) struct Scrape {
+    pub(crate) time: f64,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// The interval of the runs, as the program has it by default.
+const RUN_SECONDS: f64 = 300.0;
+/// Below the five minutes that Prometheus looks back.
+pub(crate) const SCRAPE_SECONDS: f64 = 120.0;
+/// How long each real run is repeated.
+pub(crate) const PART_SECONDS: f64 = 7200.0;
+/// From its start to this, a run pushes.
+const RUN_TAKES_SECONDS: f64 = 60.0;
+/// In the last hour of the second part this node is cut off, and its numbers stay as they are.
+pub(crate) const CUT_OFF_NODE: &str = "node-2";
+
+/// The scrapes from `start` on, a part of the time for each run.
+pub(crate) fn history(runs: &[Vec<Sample>], start: f64) -> Vec<Scrape> {
+    let each_part = (PART_SECONDS / SCRAPE_SECONDS) as usize;
+    let scrapes = (0..runs.len() * each_part).map(|number| {
+        let elapsed = number as f64 * SCRAPE_SECONDS;
+        Scrape {
+            time: start + elapsed,
+            samples: at(&runs[number / each_part], start, elapsed),
+        }
+    });
+    scrapes.collect()
+}
+
+/// The number of the last scrape at which [`CUT_OFF_NODE`] is cut off.
+pub(crate) fn last_scrape_while_cut_off() -> usize {
+    (2.0 * PART_SECONDS / SCRAPE_SECONDS) as usize - 1
+}
+
+fn at(run: &[Sample], start: f64, elapsed: f64) -> Vec<Sample> {
+    let began = run
+        .iter()
+        .filter(|sample| sample.name == "lp_exporter_run_start_timestamp_seconds")
+        .map(|sample| sample.value)
+        .fold(f64::INFINITY, f64::min);
+    let last_run = |elapsed: f64| ((elapsed - RUN_TAKES_SECONDS) / RUN_SECONDS).floor() * RUN_SECONDS;
+    let cut_off = 2.0 * PART_SECONDS - 3600.0;
+    let is_cut_off = (cut_off..2.0 * PART_SECONDS).contains(&elapsed);
+    let moved = |sample: &Sample| {
+        let is_node = sample.label("job") == "lp-exporter-job" && sample.label("node") == CUT_OFF_NODE;
+        let elapsed = if is_cut_off && is_node { cut_off } else { elapsed };
+        let value = if is_time(sample) {
+            sample.value - began + start + last_run(elapsed)
+        } else {
+            sample.value
+        };
+        Sample {
+            value,
+            ..sample.clone()
+        }
+    };
+    run.iter().map(moved).collect()
+}
+
+/// Whether the value tells when something of the run happened. Zero is never.
+fn is_time(sample: &Sample) -> bool {
+    let name = sample.name.as_str();
+    let is_time = name.starts_with("push_") || name.ends_with("_timestamp_seconds");
+    is_time && name != "local_volume_created_timestamp_seconds" && sample.value > 0.0
+}
+
+/// The scrapes as promtool reads them.
+pub(crate) fn open_metrics(scrapes: &[Scrape]) -> String {
+    let all = scrapes.iter().flat_map(|scrape| &scrape.samples);
+    let names: BTreeSet<&str> = all.map(|sample| sample.name.as_str()).collect();
+    let mut text = String::new();
+    for name in names {
+        let _ = writeln!(text, "# TYPE {name} gauge");
+        for scrape in scrapes {
+            for sample in scrape.samples.iter().filter(|sample| sample.name == name) {
+                let labels: Vec<String> = sample
+                    .labels
+                    .iter()
+                    .map(|(label, value)| format!("{label}={value:?}"))
+                    .collect();
+                let _ = writeln!(
+                    text,
+                    "{name}{{{}}} {} {:.3}",
+                    labels.join(","),
+                    sample.value,
+                    scrape.time
+                );
+            }
+        }
+    }
+    text + "# EOF\n"
+}
