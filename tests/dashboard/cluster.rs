@@ -57,14 +57,14 @@ impl Cluster {
         }
         cluster.put_volumes();
         cluster.write("node-1/opt/local-path-provisioner/left-over/data", 3 * MIB * scale);
+        // Until that is old enough to be an orphan.
+        tokio::time::sleep(Duration::from_millis(2200)).await;
         cluster
     }
 
     /// One run after the claims have grown, pushed to a Pushgateway.
     pub(crate) async fn run(&self, number: usize, pushgateway_url: &str) {
         self.grow(number as u64);
-        // What was made just now is old enough to be an orphan then.
-        tokio::time::sleep(Duration::from_millis(2200)).await;
         let kubeconfig = self.folder.path().join("kubeconfig");
         fs::write(&kubeconfig, self.server.kubeconfig("lp-exporter")).expect("the kubeconfig can be written");
         let run = Command::new(PROGRAM)

@@ -30,6 +30,10 @@ use servers::{Generation, Prometheus, Pushgateway, Series};
 const ANNOTATIONS_LIMIT_BYTES: usize = 256 * 1024;
 /// Somewhat more than five hours, so that no scrape lies at its very beginning.
 const RANGE_SECONDS: f64 = 18_001.0;
+/// What is left of the Python exporter on the Pushgateway: a metric of the same name, of which the dashboards show nothing.
+const PYTHON_EXPORTER: &str = "# TYPE local_volume_stats_capacity_bytes gauge
+local_volume_stats_capacity_bytes{node=\"node-1\",persistentvolumeclaim=\"old\"} 1e15
+";
 const MEASURED_IN: &str = "docs/metrics.md";
 
 #[test]
@@ -78,6 +82,24 @@ async fn check_generation(generation: &Generation) {
     one.check(&Selection::new(), true).await;
     one.check_variables(&[]).await;
     one.check_what_was_written_for_the_python_exporter().await;
+
+    check_silence(generation).await;
+}
+
+/// Where nothing of lp-exporter is known, no panel says that all is well.
+async fn check_silence(generation: &Generation) {
+    let pushgateway = Pushgateway::start(generation).await;
+    pushgateway.push("projectbeta", PYTHON_EXPORTER).await;
+    let other = format!("# TYPE other gauge\nother 1 {:.3}\n# EOF\n", now() - SCRAPE_SECONDS);
+    let prometheus = Prometheus::start(generation, &other, &pushgateway).await;
+    let time = prometheus.first_scrape().await;
+    for board in boards() {
+        for target in board.targets() {
+            let expression = interpolate(target.expression, &Selection::new(), RANGE_SECONDS);
+            let answers = prometheus.query(&expression, Some(time)).await;
+            assert!(answers.is_empty(), "{}: {answers:?}", target.title);
+        }
+    }
 }
 
 /// A Prometheus with hours of runs of some clusters, the last of them scraped from a Pushgateway.
@@ -91,6 +113,7 @@ struct World {
 impl World {
     async fn new(generation: &Generation, names: &[(Option<&'static str>, u64)]) -> World {
         let pushgateway = Pushgateway::start(generation).await;
+        pushgateway.push("projectbeta", PYTHON_EXPORTER).await;
         let clusters = join_all(names.iter().map(|(name, scale)| Cluster::new(*name, *scale))).await;
         let mut runs: Vec<Vec<Sample>> = Vec::new();
         for number in 0..RUNS {
@@ -273,8 +296,10 @@ impl World {
                 let mut found = self.prometheus.label_values(label, &selector).await;
                 found.sort();
                 let metric = selector.split('{').next().unwrap_or_default();
-                let values = last
+                let ours = last
                     .iter()
+                    .filter(|sample| sample.label("job").starts_with("lp-exporter"));
+                let values = ours
                     .filter(|sample| sample.name == metric)
                     .map(|sample| sample.label(label));
                 let expected: BTreeSet<&str> = values.filter(|value| !value.is_empty()).collect();

@@ -146,6 +146,13 @@ impl Pushgateway {
         self.0.url("")
     }
 
+    /// Pushes as another program does.
+    pub(crate) async fn push(&self, job: &str, body: &'static str) {
+        let url = self.0.url(&format!("/metrics/job/{job}"));
+        let answer = http().put(url).body(body).send().await.expect("the server answers");
+        assert!(answer.status().is_success(), "{answer:?}");
+    }
+
     /// Every sample of every group.
     pub(crate) async fn samples(&self) -> Vec<Sample> {
         let groups = self.0.get("/api/v1/metrics", &[]).await;
