@@ -25,7 +25,8 @@ pub(crate) const RUNS: usize = 3;
 pub(crate) struct Cluster {
     /// The value of the grouping label `cluster`, if it has one.
     name: Option<&'static str>,
-    /// Two clusters with the same names differ in their sizes by this.
+    /// Two clusters with the same names differ by this: in their sizes, and where it is 1 a node is not Ready and a volume
+    /// is Released, which are well elsewhere.
     scale: u64,
     server: ApiServer,
     folder: TempDir,
@@ -50,7 +51,7 @@ impl Cluster {
         kubelet.attach(&cluster.server);
         for name in nodes {
             let mut node = objects::node(name);
-            if name == "node-4" {
+            if name == "node-4" && scale == 1 {
                 set_condition(&mut node, "Ready", "Unknown");
             }
             cluster.server.put(node);
@@ -93,7 +94,7 @@ impl Cluster {
             cache(),
             // Somebody removed its directory.
             Volume::local_path("node-3", "ops", "logs", "1Gi"),
-            // Its node is not Ready.
+            // Its node may not be Ready.
             Volume::local_path("node-4", "ops", "archive", "1Gi"),
             // Below no base path.
             Volume {
@@ -113,7 +114,11 @@ impl Cluster {
             }
             self.server.put(claim);
         }
-        self.server.put(released().persistent_volume());
+        let former = Volume {
+            phase: if self.scale == 1 { "Released" } else { "Bound" },
+            ..former()
+        };
+        self.server.put(former.persistent_volume());
         // Its volume is gone.
         self.server
             .put(Volume::local_path("node-1", "ops", "lost", "1Gi").claim());
@@ -136,7 +141,7 @@ impl Cluster {
         self.fill(&queue(), 2 * MIB * scale + MIB * number, 3);
         self.fill(&backups(), 6 * MIB * scale, 4);
         self.fill(&cache(), 8 * MIB / scale + 70_000 * number, 5);
-        self.fill(&released(), 2 * MIB * scale, 6);
+        self.fill(&former(), 2 * MIB * scale, 6);
         self.fill(&vm_image(), 3 * MIB * scale, 7);
         let image = self.directory(&vm_image()).join("image");
         let sparse = File::options().append(true).create(true).open(image);
@@ -197,9 +202,6 @@ fn cache() -> Volume {
 }
 
 /// Its claim is gone, and Retain keeps it.
-fn released() -> Volume {
-    Volume {
-        phase: "Released",
-        ..Volume::local_path_data1("node-2", "ops", "former", "32Mi")
-    }
+fn former() -> Volume {
+    Volume::local_path_data1("node-2", "ops", "former", "32Mi")
 }

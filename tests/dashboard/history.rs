@@ -35,8 +35,14 @@ pub(crate) const SCRAPE_SECONDS: f64 = 120.0;
 pub(crate) const PART_SECONDS: f64 = 7200.0;
 /// From its start to this, a run pushes.
 const RUN_TAKES_SECONDS: f64 = 60.0;
-/// In the last hour of the second part this node is cut off, and its numbers stay as they are.
-pub(crate) const CUT_OFF_NODE: &str = "node-2";
+/// In the last hour of the second part this node is cut off in one cluster, and its numbers stay as they are.
+const CUT_OFF_NODE: &str = "node-2";
+const CUT_OFF_CLUSTER: &str = "east";
+const CUT_OFF_SECONDS: f64 = 2.0 * PART_SECONDS - 3600.0;
+/// Numbers of the cut off node that are so old after its last run are not late yet: two runs have not been missed.
+pub(crate) const NOT_LATE_YET: usize = ((CUT_OFF_SECONDS + 480.0) / SCRAPE_SECONDS) as usize;
+/// Here they are.
+pub(crate) const LATE: usize = ((CUT_OFF_SECONDS + 720.0) / SCRAPE_SECONDS) as usize;
 
 /// The scrapes from `start` on, a part of the time for each run.
 pub(crate) fn history(runs: &[Vec<Sample>], start: f64) -> Vec<Scrape> {
@@ -51,11 +57,6 @@ pub(crate) fn history(runs: &[Vec<Sample>], start: f64) -> Vec<Scrape> {
     scrapes.collect()
 }
 
-/// The number of the last scrape at which [`CUT_OFF_NODE`] is cut off.
-pub(crate) fn last_scrape_while_cut_off() -> usize {
-    (2.0 * PART_SECONDS / SCRAPE_SECONDS) as usize - 1
-}
-
 fn at(run: &[Sample], start: f64, elapsed: f64) -> Vec<Sample> {
     let began = run
         .iter()
@@ -63,11 +64,15 @@ fn at(run: &[Sample], start: f64, elapsed: f64) -> Vec<Sample> {
         .map(|sample| sample.value)
         .fold(f64::INFINITY, f64::min);
     let last_run = |elapsed: f64| ((elapsed - RUN_TAKES_SECONDS) / RUN_SECONDS).floor() * RUN_SECONDS;
-    let cut_off = 2.0 * PART_SECONDS - 3600.0;
-    let is_cut_off = (cut_off..2.0 * PART_SECONDS).contains(&elapsed);
+    let is_cut_off = (CUT_OFF_SECONDS..2.0 * PART_SECONDS).contains(&elapsed);
     let moved = |sample: &Sample| {
         let is_node = sample.label("job") == "lp-exporter-job" && sample.label("node") == CUT_OFF_NODE;
-        let elapsed = if is_cut_off && is_node { cut_off } else { elapsed };
+        let is_there = ["", CUT_OFF_CLUSTER].contains(&sample.label("cluster"));
+        let elapsed = if is_cut_off && is_node && is_there {
+            CUT_OFF_SECONDS
+        } else {
+            elapsed
+        };
         let value = if is_time(sample) {
             sample.value - began + start + last_run(elapsed)
         } else {
