@@ -93,13 +93,16 @@ fn is_time(sample: &Sample) -> bool {
     is_time && name != "local_volume_created_timestamp_seconds" && sample.value > 0.0
 }
 
-/// The scrapes as promtool reads them.
-pub(crate) fn open_metrics(scrapes: &[Scrape]) -> String {
+/// The scrapes as promtool reads them. What is scraped twice differs in the label `pod`, as when there are two pods of the
+/// Pushgateway during an update; but for used bytes, whose second series would have a slope of its own.
+pub(crate) fn open_metrics(scrapes: &[Scrape], is_scraped_twice: bool) -> String {
     let all = scrapes.iter().flat_map(|scrape| &scrape.samples);
     let names: BTreeSet<&str> = all.map(|sample| sample.name.as_str()).collect();
     let mut text = String::new();
     for name in names {
         let _ = writeln!(text, "# TYPE {name} gauge");
+        let is_twice = is_scraped_twice && name != "local_volume_stats_used_bytes";
+        let pods: &[&str] = if is_twice { &["", "pod=\"two\","] } else { &[""] };
         for scrape in scrapes {
             for sample in scrape.samples.iter().filter(|sample| sample.name == name) {
                 let labels: Vec<String> = sample
@@ -107,13 +110,10 @@ pub(crate) fn open_metrics(scrapes: &[Scrape]) -> String {
                     .iter()
                     .map(|(label, value)| format!("{label}={value:?}"))
                     .collect();
-                let _ = writeln!(
-                    text,
-                    "{name}{{{}}} {} {:.3}",
-                    labels.join(","),
-                    sample.value,
-                    scrape.time
-                );
+                let (labels, value, time) = (labels.join(","), sample.value, scrape.time);
+                for pod in pods {
+                    let _ = writeln!(text, "{name}{{{pod}{labels}}} {value} {time:.3}");
+                }
             }
         }
     }
