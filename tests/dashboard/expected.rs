@@ -105,6 +105,13 @@ impl Moment<'_> {
                 let age = |labels: &Labels| Some((labels.clone(), *ages.get(&narrow(labels, NODE))?));
                 disks.keys().filter_map(age).collect()
             }
+            ("Disks", "I") => {
+                let available = self.on_nodes("local_volume_filesystem_available_bytes", DISK_AND_PATH);
+                let metric = "local_volume_filesystem_available_bytes";
+                let mut slopes = self.slopes(available.clone(), metric, DISK_AND_PATH);
+                slopes.retain(|_, per_second| *per_second < 0.0);
+                zip(&available, &slopes, |available, per_second| available / -per_second)
+            }
             ("Space left", "A") => map(self.full(DISK), |full| 100.0 - full),
             ("What fills the disks", "A") => total(self.used_on_nodes()),
             ("What fills the disks", "B") => total(self.on_nodes("local_volume_orphaned_bytes", BASE)),
@@ -255,14 +262,21 @@ impl Moment<'_> {
         zip(&used, &capacities, |used, capacity| 100.0 * used / capacity)
     }
 
-    /// Bytes a second: the slope of the straight line with the least squares, over the time range that is shown.
+    /// Bytes a second.
     fn growth(&self) -> Table {
-        let mut growth = self.volumes("local_volume_stats_used_bytes");
-        for (volume, value) in &mut growth {
+        self.slopes(
+            self.volumes("local_volume_stats_used_bytes"),
+            "local_volume_stats_used_bytes",
+            VOLUME,
+        )
+    }
+
+    /// How each of the values changed in a second: the slope of the straight line with the least squares, over the time
+    /// range that is shown.
+    fn slopes(&self, mut values: Table, metric: &str, keys: &[&str]) -> Table {
+        for (labels, value) in &mut values {
             let of_scrape = |scrape: &&Scrape| {
-                let is_it = |sample: &&Sample| {
-                    sample.name == "local_volume_stats_used_bytes" && narrow(&sample.labels, VOLUME) == *volume
-                };
+                let is_it = |sample: &&Sample| sample.name == metric && narrow(&sample.labels, keys) == *labels;
                 Some((scrape.time - self.time, scrape.samples.iter().find(is_it)?.value))
             };
             let points: Vec<(f64, f64)> = self.range.iter().filter_map(of_scrape).collect();
@@ -272,7 +286,7 @@ impl Moment<'_> {
             let square = |point: &(f64, f64)| (point.0 - mean_time).powi(2);
             *value = points.iter().map(along).sum::<f64>() / points.iter().map(square).sum::<f64>();
         }
-        growth
+        values
     }
 
     /// Seconds until a claim that grows is full.
