@@ -34,7 +34,7 @@ const RANGE_SECONDS: f64 = 18_001.0;
 const PYTHON_EXPORTER: &str = "# TYPE local_volume_stats_capacity_bytes gauge
 local_volume_stats_capacity_bytes{node=\"node-1\",persistentvolumeclaim=\"old\"} 1e15
 ";
-const MEASURED_IN: &str = "docs/metrics.md";
+const METRICS: &str = "docs/metrics.md";
 
 #[test]
 fn the_dashboards_are_well_formed() {
@@ -473,7 +473,7 @@ fn the_document_names_every_panel() {
 
 /// The metrics of docs/metrics.md, and those that it says the Pushgateway adds.
 fn documented_metrics() -> BTreeSet<String> {
-    let text = fs::read_to_string(root().join(MEASURED_IN)).expect("a file of the project");
+    let text = fs::read_to_string(root().join(METRICS)).expect("a file of the project");
     let rows = text
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
