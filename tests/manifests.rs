@@ -1,12 +1,43 @@
 //! The manifests agree with the program and with each other.
+//!
+//! What an overlay makes stands in manifests/rendered/, where it is looked at without any tool. With kubectl on the PATH
+//! it is compared with what kustomize makes now. With a cluster (`KUBECONFIG`) and the definitions of the Prometheus
+//! operator's objects (`LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS`, a folder) an API server judges it, and the admission
+//! policy is tried there. What is missing is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a
+//! failure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
-use std::time::Duration;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use clap::CommandFactory;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::CronJob;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, PersistentVolumeClaim, PodSpec, ResourceQuota, Service, ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use lp_exporter::cli::Cli;
 use lp_exporter::deadlines::{JobClock, deadlines};
+use lp_exporter::kubernetes::job::Template;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_yaml::Value;
+
+const NAMESPACE: &str = "lp-exporter";
+/// The Secrets that people make themselves: docs/install.md says how.
+const SECRETS: [&str; 2] = ["pushgateway-server", "pushgateway-client"];
+const OPERATOR_GROUP: &str = "monitoring.coreos.com";
+/// All annotations of an object together have at most 256 KiB; some is left for others.
+const APPLIED_MAX_BYTES: usize = 250 * 1024;
+const CRDS_VARIABLE: &str = "LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS";
 
 /// The schedule, the interval that the program is told, and the deadline that ends it stand in three places of one file:
 /// they agree, and leave the workers time to measure.
@@ -80,6 +111,735 @@ fn the_component_for_pods_grants_one_right() {
     );
 }
 
+/// What `kubectl kustomize` makes of each overlay is what stands in manifests/rendered/.
+#[test]
+fn overlays_are_rendered() {
+    if !has_kubectl() {
+        return skip("what overlays make", "kubectl is not on the PATH");
+    }
+    for overlay in overlays() {
+        let found = kubectl(&["kustomize", &format!("manifests/overlays/{overlay}")]).expect("the overlay builds");
+        let new = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{overlay}.yaml"));
+        fs::write(&new, &found).expect("the folder for temporary files can be written to");
+        let rendered = root().join(rendered(&overlay));
+        assert!(
+            fs::read_to_string(&rendered).unwrap_or_default() == found,
+            "the overlay {overlay} makes something else now: diff {new} {rendered}; if it should: cp {new} {rendered}",
+            new = new.display(),
+            rendered = rendered.display(),
+        );
+    }
+    let known: Vec<_> = overlays().iter().map(|overlay| format!("{overlay}.yaml")).collect();
+    assert_eq!(entries("manifests/rendered"), known, "a rendered form of no overlay");
+}
+
+/// Each component can be added to the default overlay by itself, and all of them together, in the order that they ask for.
+#[test]
+fn components_build() {
+    if !has_kubectl() {
+        return skip("what components make", "kubectl is not on the PATH");
+    }
+    let alone = entries("manifests/components");
+    // Where there is no Pushgateway of ours, there is none to be kept, guarded or scraped.
+    let together = [
+        "locate-by-pods",
+        "persistence",
+        "prometheus-operator",
+        "admission-policy",
+        "network-policy",
+        "selinux",
+        "tls-and-authentication",
+    ];
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for part in fs::read_dir(root()).expect("the project") {
+        let part = part.expect("an entry of it").path();
+        // The folders that kustomize may read.
+        let is_manifest = ["manifests", "jobs", "alertmanager", "grafana"]
+            .iter()
+            .any(|name| part.ends_with(name));
+        if is_manifest {
+            fs_extra::dir::copy(&part, copy.path(), &fs_extra::dir::CopyOptions::new()).expect("a copy");
+        }
+    }
+    let own = copy.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    let build = |components: &[&str]| {
+        let components: Vec<_> = components
+            .iter()
+            .map(|name| format!("../manifests/components/{name}"))
+            .collect();
+        let kustomization =
+            serde_json::json!({"resources": ["../manifests/overlays/default"], "components": components});
+        fs::write(own.join("kustomization.yaml"), kustomization.to_string()).expect("it can be written to");
+        let text = kubectl(&["kustomize", own.to_str().expect("text")]);
+        let objects = objects(&text.unwrap_or_else(|error| panic!("{components:?}: {error}")));
+        objects.iter().for_each(check_object);
+        check_references(&objects);
+        objects
+    };
+    let default = build(&[]);
+    for component in &alone {
+        assert_ne!(
+            build(&[component]),
+            default,
+            "the component {component} changes nothing"
+        );
+    }
+    let all = build(&together);
+    let policy = one(&all, "ValidatingAdmissionPolicy", "lp-exporter");
+    assert_eq!(
+        variable(policy, "seLinuxTypes"),
+        "['', 'spc_t']",
+        "what `selinux` asks of `admission-policy`"
+    );
+    let endpoint = &one(&all, "ServiceMonitor", "lp-exporter")["spec"]["endpoints"][0];
+    assert_eq!(
+        endpoint["scheme"], "https",
+        "what `tls-and-authentication` asks of `prometheus-operator`"
+    );
+}
+
+/// What is applied has no field that Kubernetes does not know, and is what this project wants of every object.
+#[test]
+fn rendered_objects_are_sound() {
+    for overlay in overlays() {
+        let objects = objects(&read(&rendered(&overlay)));
+        objects.iter().for_each(check_object);
+        check_references(&objects);
+        let names: BTreeSet<_> = objects.iter().map(name_of).collect();
+        assert_eq!(names.len(), objects.len(), "{overlay} makes an object twice");
+    }
+}
+
+/// A component that brings a Job template of its own has the shipped one, with some lines more.
+#[test]
+fn job_templates_add_to_the_shipped_one() {
+    let shipped = read("jobs/worker.yaml");
+    let mut found = 0;
+    for component in entries("manifests/components") {
+        let path = format!("manifests/components/{component}/worker.yaml");
+        let Ok(text) = fs::read_to_string(root().join(&path)) else {
+            continue;
+        };
+        found += 1;
+        Template::parse(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut lines = text.lines();
+        for line in shipped.lines() {
+            assert!(
+                lines.any(|other| other == line),
+                "{path} lacks the line of jobs/worker.yaml: {line}"
+            );
+        }
+        assert_ne!(text, shipped, "{path} adds nothing");
+    }
+    assert_eq!(found, 2, "the components with a Job template");
+}
+
+/// Controller, workers and Prometheus find TLS and password where the Secrets are mounted, and kubelet needs neither.
+#[test]
+fn everyone_is_told_of_tls_and_password() {
+    let objects = objects(&read(&rendered("hardened")));
+    let cron_job = one(&objects, "CronJob", "lp-exporter");
+    let controller = &cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let template = one(&objects, "ConfigMap", "lp-exporter-job-template")["data"]["worker.yaml"].clone();
+    let template: Value = serde_yaml::from_str(template.as_str().expect("text")).expect("YAML");
+    for pod in [controller, &template["spec"]["template"]["spec"]] {
+        let container = &pod["containers"][0];
+        let mount = list(&container["volumeMounts"])
+            .iter()
+            .find(|mount| mount["name"] == "pushgateway");
+        let directory = mount.expect("a mount of the Secret")["mountPath"]
+            .as_str()
+            .expect("text");
+        let volume = list(&pod["volumes"])
+            .iter()
+            .find(|volume| volume["name"] == "pushgateway");
+        assert_eq!(volume.expect("a volume")["secret"]["secretName"], "pushgateway-client");
+        for (variable, key) in [("CA", "ca.crt"), ("USERNAME", "username"), ("PASSWORD", "password")] {
+            let variable = format!("LP_EXPORTER_PUSHGATEWAY_{variable}_FILE");
+            let set = list(&container["env"])
+                .iter()
+                .find(|env| env["name"] == variable.as_str());
+            assert_eq!(
+                set.map(|env| &env["value"]),
+                Some(&format!("{directory}/{key}").into()),
+                "{variable}"
+            );
+        }
+    }
+    let pushgateway = &one(&objects, "Deployment", "pushgateway")["spec"]["template"]["spec"]["containers"][0];
+    let web = "--web.config.file=/etc/pushgateway/web.yml";
+    assert!(list(&pushgateway["args"]).iter().any(|argument| argument == web));
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(pushgateway[probe]["tcpSocket"]["port"], "http", "{probe}");
+        assert!(pushgateway[probe]["httpGet"].is_null(), "{probe} asks for a password");
+    }
+}
+
+/// The admission policy speaks of the directories that the program mounts by default, and of the image that runs.
+#[test]
+fn the_admission_policy_knows_the_program() {
+    let objects = objects(&read(&rendered("hardened")));
+    let policy = one(&objects, "ValidatingAdmissionPolicy", "lp-exporter");
+    let command = Cli::command();
+    let controller = command.find_subcommand("controller").expect("a subcommand");
+    let argument = controller
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some("base-path"));
+    let defaults = argument.expect("a flag").get_default_values().iter();
+    let defaults: BTreeSet<_> = defaults.map(|path| path.to_str().expect("text")).collect();
+    let allowed = variable(policy, "basePaths");
+    let allowed: BTreeSet<_> = allowed.split('\'').skip(1).step_by(2).collect();
+    assert_eq!(allowed, defaults, "the variable basePaths");
+    let cron_job = one(&objects, "CronJob", "lp-exporter");
+    let image = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"].as_str();
+    assert_eq!(variable(policy, "image"), format!("'{}'", image.expect("text")));
+    let binding = one(&objects, "ValidatingAdmissionPolicyBinding", "lp-exporter");
+    let selected = &binding["spec"]["matchResources"]["namespaceSelector"]["matchLabels"];
+    assert_eq!(selected["kubernetes.io/metadata.name"], NAMESPACE);
+}
+
+/// Prometheus takes the objects, and the claims keep their namespace.
+#[test]
+fn the_operator_takes_its_objects() {
+    let objects = objects(&read(&rendered("kube-prometheus-stack")));
+    let of_operator: Vec<_> = objects.iter().filter(|object| is_of_operator(object)).collect();
+    assert!(!of_operator.is_empty());
+    for object in &of_operator {
+        assert_eq!(
+            object["metadata"]["labels"]["release"],
+            "kube-prometheus-stack",
+            "{}",
+            name_of(object)
+        );
+    }
+    let monitor = one(&objects, "ServiceMonitor", "lp-exporter");
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    assert_eq!(endpoint["honorLabels"], true);
+    assert_eq!(
+        endpoint["relabelings"][0]["regex"],
+        "pod|service|endpoint|namespace|container"
+    );
+    assert!(
+        endpoint["metricRelabelings"].is_null(),
+        "it would take the claims' own namespace"
+    );
+    let service = one(&objects, "Service", "pushgateway");
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_mapping().expect("labels") {
+        assert_eq!(
+            &service["metadata"]["labels"][label], value,
+            "the Service that the ServiceMonitor selects"
+        );
+    }
+    assert_eq!(service["spec"]["ports"][0]["name"], endpoint["port"]);
+}
+
+/// An API server takes every rendered form, its strict validation included, and refuses what it should.
+#[test]
+fn an_api_server_takes_the_objects() {
+    let Some(server) = Server::prepare() else {
+        return;
+    };
+    for overlay in overlays() {
+        let path = rendered(&overlay);
+        dry_run(&read(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+    // A misspelled field of an object of theirs and of one of the operator's: were they taken, the rest would mean nothing.
+    let misspelled = |kind: &str, from: &str, to: &str| {
+        let objects = objects(&read(&rendered("kube-prometheus-stack")));
+        let object = objects.iter().find(|object| object["kind"] == kind).expect("an object");
+        let text = serde_yaml::to_string(object).expect("YAML");
+        assert!(text.contains(from));
+        let error = dry_run(&text.replace(from, to)).expect_err("a field that is not there");
+        assert!(error.contains("unknown field"), "{error}");
+    };
+    misspelled("CronJob", "concurrencyPolicy", "concurencyPolicy");
+    misspelled("ServiceMonitor", "honorLabels", "honourLabels");
+    the_admission_policy_is_enforced();
+    drop(server);
+}
+
+/// Our Jobs pass; whatever else would give somebody the node does not.
+fn the_admission_policy_is_enforced() {
+    let objects = objects(&read(&rendered("hardened")));
+    let policy = one(&objects, "ValidatingAdmissionPolicy", "lp-exporter");
+    let image = variable(policy, "image").trim_matches('\'').to_owned();
+    let worker = worker_job(&image);
+
+    // A pod from before the policy, which it would not let in, and which no node takes.
+    let old = yaml_of(
+        "{apiVersion: v1, kind: Pod, metadata: {name: from-before, namespace: lp-exporter},
+          spec: {nodeSelector: {lp-exporter/no-such-node: 'true'}, volumes: [{name: root, hostPath: {path: /}}],
+                 containers: [{name: old, image: old, volumeMounts: [{name: root, mountPath: /root}]}]}}",
+    );
+    // The namespace is new, and its account `default` is made a moment later.
+    eventually("a pod to be taken", || create(&old, &[]));
+    for name in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
+        create(one(&objects, name, "lp-exporter"), &[]).expect("it can be made");
+    }
+    let mut elsewhere = worker.clone();
+    volume(&mut elsewhere)["hostPath"]["path"] = "/etc".into();
+    eventually("the policy to be in force", || {
+        match create(&elsewhere, &["--dry-run=server"]) {
+            Ok(_) => Err("a Job with another hostPath is taken".to_owned()),
+            Err(_) => Ok(()),
+        }
+    });
+
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut job = worker.clone();
+        change(&mut job);
+        job
+    };
+    let in_pod =
+        |path: &'static [&'static str], text: &'static str| with(&|job: &mut Value| set(pod(job), path, yaml_of(text)));
+    let in_container = |path: &'static [&'static str], text: &'static str| {
+        with(&|job: &mut Value| set(container(job), path, yaml_of(text)))
+    };
+    create(&worker, &["--dry-run=server"]).expect("a worker as the program makes it");
+    let plain = with(&|job: &mut Value| {
+        *pod(job) = yaml_of("{restartPolicy: Never, containers: [{name: worker, image: any}]}");
+    });
+    create(&plain, &["--dry-run=server"]).expect("a Job that wants nothing of the node");
+    let refused = [
+        ("none of them", elsewhere),
+        (
+            "read-only only",
+            in_container(
+                &["volumeMounts", "1"],
+                "{name: lp-exporter-base-0, mountPath: /bases/0}",
+            ),
+        ),
+        ("may run", in_container(&["image"], "docker.io/library/busybox")),
+        (
+            "may run",
+            in_pod(&["initContainers"], "[{name: other, image: docker.io/library/busybox}]"),
+        ),
+        (
+            "no container may be privileged",
+            in_container(&["securityContext"], "{privileged: true}"),
+        ),
+        (
+            "no capability but",
+            in_container(
+                &["securityContext", "capabilities", "add"],
+                "[DAC_READ_SEARCH, SYS_ADMIN]",
+            ),
+        ),
+        (
+            "drop ALL",
+            in_container(&["securityContext", "capabilities"], "{add: [DAC_READ_SEARCH]}"),
+        ),
+        (
+            "allowPrivilegeEscalation",
+            in_container(&["securityContext", "allowPrivilegeEscalation"], "null"),
+        ),
+        ("runs as the account", in_pod(&["serviceAccountName"], "lp-exporter")),
+        ("runs as the account", in_pod(&["automountServiceAccountToken"], "true")),
+        ("node's network", in_pod(&["hostPID"], "true")),
+        ("node's network", in_pod(&["hostNetwork"], "true")),
+        (
+            "SELinux",
+            in_pod(&["securityContext", "seLinuxOptions"], "{type: spc_t}"),
+        ),
+        (
+            "seccomp",
+            in_pod(&["securityContext", "seccompProfile"], "{type: Unconfined}"),
+        ),
+        (
+            "may mount base directories, ConfigMaps",
+            with(&|job: &mut Value| {
+                let claim = yaml_of("{name: claim, persistentVolumeClaim: {claimName: any}}");
+                pod(job)["volumes"].as_sequence_mut().expect("a list").push(claim);
+            }),
+        ),
+    ];
+    for (reason, job) in refused {
+        let error = create(&job, &["--dry-run=server"]).expect_err(reason);
+        let is_ours = error.contains("ValidatingAdmissionPolicy 'lp-exporter'") && error.contains(reason);
+        assert!(is_ours, "{reason}: {error}");
+    }
+
+    // Not by a pod without a Job either, nor by a container that is added later.
+    let mut direct = old.clone();
+    direct["metadata"]["name"] = "direct".into();
+    create(&direct, &["--dry-run=server"]).expect_err("a pod with the node's root");
+    let mut harmless = old;
+    harmless["metadata"]["name"] = "harmless".into();
+    harmless["spec"]["volumes"] = Value::Null;
+    harmless["spec"]["containers"][0]["volumeMounts"] = Value::Null;
+    create(&harmless, &[]).expect("a pod that wants nothing of the node");
+    let in_namespace = |arguments: &[&str]| kubectl(&[&["-n", NAMESPACE], arguments].concat());
+    let debugger = [
+        "debug",
+        "pod/harmless",
+        "--image=any",
+        "--profile=sysadmin",
+        "--",
+        "true",
+    ];
+    let error = in_namespace(&debugger).expect_err("a privileged container");
+    assert!(error.contains("no container may be privileged"), "{error}");
+
+    // What was let in before can be labelled and ended, and not made to run anything else.
+    in_namespace(&["label", "pod", "from-before", "changed=true"]).expect("no change of what runs");
+    in_namespace(&["set", "image", "pod/from-before", "old=other"]).expect_err("another image");
+    in_namespace(&["delete", "pod", "from-before", "harmless", "--wait=false"]).expect("they can be ended");
+}
+
+/// A worker's Job as the program makes it, with an image and with directories that are base paths by default.
+fn worker_job(image: &str) -> Value {
+    let mut job = yaml("tests/expected/worker-job.yaml");
+    // Its CronJob is not there.
+    job["metadata"]["ownerReferences"] = Value::Null;
+    container(&mut job)["image"] = image.into();
+    for part in list_mut(&mut pod(&mut job)["volumes"]) {
+        if part["hostPath"]["path"] == "/a:b" {
+            part["hostPath"]["path"] = "/mnt/disks".into();
+        }
+    }
+    job
+}
+
+fn pod(job: &mut Value) -> &mut Value {
+    &mut job["spec"]["template"]["spec"]
+}
+
+fn container(job: &mut Value) -> &mut Value {
+    &mut pod(job)["containers"][0]
+}
+
+/// The first volume with a directory of the node.
+fn volume(job: &mut Value) -> &mut Value {
+    let volumes = list_mut(&mut pod(job)["volumes"]);
+    let found = volumes.iter_mut().find(|volume| !volume["hostPath"].is_null());
+    found.expect("a directory of the node")
+}
+
+fn set(within: &mut Value, path: &[&str], value: Value) {
+    let mut place = within;
+    for key in path {
+        place = match key.parse::<usize>() {
+            Ok(index) => &mut place[index],
+            Err(_) => &mut place[*key],
+        };
+    }
+    *place = value;
+}
+
+/// What this test made in a cluster, and takes away again: the namespace and the definitions, unless they were there.
+struct Server {
+    made: Vec<String>,
+}
+
+impl Server {
+    fn prepare() -> Option<Self> {
+        let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let definitions = match (value("KUBECONFIG"), value(CRDS_VARIABLE), has_kubectl()) {
+            (Some(_), Some(folder), true) => PathBuf::from(folder),
+            _ => {
+                let why = format!("it needs KUBECONFIG, {CRDS_VARIABLE}, and kubectl on the PATH");
+                skip("what an API server says", &why);
+                return None;
+            }
+        };
+        let mut server = Self { made: Vec::new() };
+        eventually("an earlier installation to be gone", || {
+            let phase = [
+                "get",
+                "namespace",
+                NAMESPACE,
+                "--ignore-not-found",
+                "-o",
+                "jsonpath={.status.phase}",
+            ];
+            match kubectl(&phase)?.as_str() {
+                "Terminating" => Err("it is terminating".to_owned()),
+                "" => Ok(server.made.push(format!("namespace/{NAMESPACE}"))),
+                _ => Err("lp-exporter is installed there: a test must not take it away".to_owned()),
+            }
+        });
+        kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
+        for name in ["servicemonitors", "prometheusrules"] {
+            let definition = format!("customresourcedefinition/{name}.{OPERATOR_GROUP}");
+            let there = kubectl(&["get", &definition, "--ignore-not-found", "-o", "name"]).expect("an answer");
+            if there.is_empty() {
+                let file = definitions.join(format!("{OPERATOR_GROUP}_{name}.yaml"));
+                kubectl(&["create", "-f", file.to_str().expect("text")]).expect("the definition");
+                server.made.push(definition.clone());
+            }
+            kubectl(&["wait", "--for=condition=Established", &definition, "--timeout=30s"]).expect("it is served");
+        }
+        // The test makes it: dry runs leave nothing.
+        for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+            server.made.push(format!("{kind}/lp-exporter"));
+        }
+        Some(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for object in self.made.iter().rev() {
+            if let Err(error) = kubectl(&["delete", object, "--ignore-not-found", "--timeout=60s"]) {
+                eprintln!("{object} is left in the cluster: {error}");
+            }
+        }
+    }
+}
+
+fn dry_run(text: &str) -> Result<String, String> {
+    run(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], text)
+}
+
+fn create(object: &Value, flags: &[&str]) -> Result<String, String> {
+    let text = serde_yaml::to_string(object).expect("YAML");
+    run(&[&["create", "--validate=strict", "-f", "-"], flags].concat(), &text)
+}
+
+/// Tries until it succeeds, for half a minute.
+fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "waited for {what}: {error}"),
+        }
+        sleep(Duration::from_millis(300));
+    }
+}
+
+/// One object: its fields exist, it says what it belongs to, and its pods are bounded and confined.
+fn check_object(object: &Value) {
+    let name = name_of(object);
+    let unknown = match text(&object["kind"]) {
+        "ClusterRole" => unknown_fields::<ClusterRole>(object),
+        "ClusterRoleBinding" => unknown_fields::<ClusterRoleBinding>(object),
+        "ConfigMap" => unknown_fields::<ConfigMap>(object),
+        "CronJob" => unknown_fields::<CronJob>(object),
+        "Deployment" => unknown_fields::<Deployment>(object),
+        "Namespace" => unknown_fields::<Namespace>(object),
+        "NetworkPolicy" => unknown_fields::<NetworkPolicy>(object),
+        "PersistentVolumeClaim" => unknown_fields::<PersistentVolumeClaim>(object),
+        "PriorityClass" => unknown_fields::<PriorityClass>(object),
+        "ResourceQuota" => unknown_fields::<ResourceQuota>(object),
+        "Role" => unknown_fields::<Role>(object),
+        "RoleBinding" => unknown_fields::<RoleBinding>(object),
+        "Service" => unknown_fields::<Service>(object),
+        "ServiceAccount" => unknown_fields::<ServiceAccount>(object),
+        "ValidatingAdmissionPolicy" => unknown_fields::<ValidatingAdmissionPolicy>(object),
+        "ValidatingAdmissionPolicyBinding" => unknown_fields::<ValidatingAdmissionPolicyBinding>(object),
+        // Only an API server knows these: see above.
+        _ if is_of_operator(object) => Vec::new(),
+        other => panic!("{name}: this test knows no {other}"),
+    };
+    assert_eq!(unknown, [""; 0], "{name} has fields that nobody knows");
+    let size_bytes = serde_json::to_string(object).expect("JSON").len();
+    assert!(
+        size_bytes < APPLIED_MAX_BYTES,
+        "{name} has {size_bytes} bytes: `kubectl apply` keeps a copy in an annotation, which holds less"
+    );
+    // Removing by this label is what docs/install.md says.
+    assert_eq!(
+        object["metadata"]["labels"]["app.kubernetes.io/part-of"], "lp-exporter",
+        "{name}"
+    );
+    let pod = match text(&object["kind"]) {
+        "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+        "Deployment" => &object["spec"]["template"]["spec"],
+        _ => return,
+    };
+    let pod: PodSpec = PodSpec::deserialize(pod).expect("a pod");
+    let context = pod.security_context.expect("a security context");
+    assert_eq!(context.run_as_non_root, Some(true), "{name}");
+    assert!(
+        context
+            .seccomp_profile
+            .is_some_and(|profile| profile.type_ == "RuntimeDefault"),
+        "{name}"
+    );
+    for container in pod.containers {
+        let image = container.image.expect("an image");
+        let tag = image
+            .rsplit_once(':')
+            .map(|(_, tag)| tag)
+            .filter(|tag| !tag.contains('/'));
+        assert!(
+            tag.is_some_and(|tag| tag != "latest"),
+            "{name}: the image {image} is not pinned"
+        );
+        let resources = container.resources.expect("resources");
+        assert!(
+            resources.limits.is_some_and(|limits| limits.contains_key("memory")),
+            "{name}"
+        );
+        assert!(resources.requests.is_some_and(|requests| requests.len() == 2), "{name}");
+        let context = container.security_context.expect("a security context");
+        assert_eq!(context.allow_privilege_escalation, Some(false), "{name}");
+        assert_eq!(context.read_only_root_filesystem, Some(true), "{name}");
+        let dropped = context.capabilities.and_then(|capabilities| capabilities.drop);
+        assert_eq!(dropped, Some(vec!["ALL".to_owned()]), "{name}");
+    }
+}
+
+/// The ConfigMaps, Secrets, accounts and claims that pods name are there.
+fn check_references(objects: &[Value]) {
+    let of_kind = |kind: &str| -> BTreeSet<&str> {
+        let found = objects.iter().filter(|object| object["kind"] == kind);
+        found.map(|object| text(&object["metadata"]["name"])).collect()
+    };
+    let [maps, accounts, claims] = ["ConfigMap", "ServiceAccount", "PersistentVolumeClaim"].map(of_kind);
+    for object in objects {
+        let pod = match text(&object["kind"]) {
+            "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+            "Deployment" => &object["spec"]["template"]["spec"],
+            _ => continue,
+        };
+        let name = name_of(object);
+        if let Some(account) = pod["serviceAccountName"].as_str() {
+            assert!(accounts.contains(account), "{name}: the account {account}");
+        }
+        for volume in list(&pod["volumes"]) {
+            let named = [
+                (volume["configMap"]["name"].as_str(), &maps),
+                (volume["secret"]["secretName"].as_str(), &BTreeSet::from(SECRETS)),
+                (volume["persistentVolumeClaim"]["claimName"].as_str(), &claims),
+            ];
+            for (reference, there) in named {
+                assert!(
+                    reference.is_none_or(|reference| there.contains(reference)),
+                    "{name}: {volume:?}"
+                );
+            }
+        }
+        let volumes: BTreeMap<_, _> = list(&pod["volumes"])
+            .iter()
+            .map(|volume| (text(&volume["name"]), ()))
+            .collect();
+        for mount in list(&pod["containers"][0]["volumeMounts"]) {
+            assert!(volumes.contains_key(text(&mount["name"])), "{name}: {mount:?}");
+        }
+    }
+}
+
+/// The fields of an object that its type does not have.
+fn unknown_fields<T: DeserializeOwned>(object: &Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let read: Result<T, _> = serde_ignored::deserialize(object, |path| unknown.push(path.to_string()));
+    if let Err(error) = read {
+        panic!("{}: {error}", name_of(object));
+    }
+    unknown
+}
+
+/// The expression of a variable of an admission policy.
+fn variable(policy: &Value, name: &str) -> String {
+    let variables = list(&policy["spec"]["variables"]);
+    let found = variables.iter().find(|variable| variable["name"] == name);
+    text(&found.expect("a variable")["expression"]).to_owned()
+}
+
+fn is_of_operator(object: &Value) -> bool {
+    text(&object["apiVersion"]).starts_with(OPERATOR_GROUP)
+}
+
+fn one<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let is_it = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+    objects
+        .iter()
+        .find(is_it)
+        .unwrap_or_else(|| panic!("there is no {kind} {name}"))
+}
+
+fn name_of(object: &Value) -> String {
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or("-");
+    format!(
+        "{} {namespace}/{}",
+        text(&object["kind"]),
+        text(&object["metadata"]["name"])
+    )
+}
+
+fn overlays() -> Vec<String> {
+    entries("manifests/overlays")
+}
+
+fn rendered(overlay: &str) -> String {
+    format!("manifests/rendered/{overlay}.yaml")
+}
+
+/// The names in a folder of the project, sorted.
+fn entries(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+fn objects(text: &str) -> Vec<Value> {
+    let documents = serde_yaml::Deserializer::from_str(text);
+    documents
+        .map(|document| Value::deserialize(document).expect("YAML"))
+        .collect()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_sequence().map_or(&[], Vec::as_slice)
+}
+
+fn list_mut(value: &mut Value) -> &mut Vec<Value> {
+    value.as_sequence_mut().expect("a list")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value:?} is no text"))
+}
+
+fn yaml_of(text: &str) -> Value {
+    serde_yaml::from_str(text).expect("YAML")
+}
+
+fn has_kubectl() -> bool {
+    run(&["version", "--client"], "").is_ok()
+}
+
+fn kubectl(arguments: &[&str]) -> Result<String, String> {
+    run(arguments, "")
+}
+
+/// What kubectl prints, or what it complains of.
+fn run(arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut child = Command::new("kubectl")
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    let input = input.to_owned();
+    // One that has read enough closes it.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let _ = writer.join().expect("writing does not panic");
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Says what is not tested, and fails where everything must be.
+fn skip(what: &str, why: &str) {
+    assert!(
+        std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+        "{what} is not tested: {why}"
+    );
+    eprintln!("skipped {what}: {why}");
+}
+
 /// The time between two starts of a schedule of the form `*/N * * * *`.
 fn period(schedule: &str) -> Duration {
     let minutes = schedule
@@ -100,6 +860,10 @@ fn yaml(path: &str) -> Value {
 }
 
 fn read(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let path = root().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
