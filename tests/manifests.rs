@@ -31,6 +31,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
+const INSTALL: &str = "docs/install.md";
 const NAMESPACE: &str = "lp-exporter";
 /// The Secrets that people make themselves: docs/install.md says how.
 const SECRETS: [&str; 2] = ["pushgateway-server", "pushgateway-client"];
@@ -141,15 +142,12 @@ fn components_build() {
     }
     let alone = entries("manifests/components");
     // Where there is no Pushgateway of ours, there is none to be kept, guarded or scraped.
-    let together = [
-        "locate-by-pods",
-        "persistence",
-        "prometheus-operator",
-        "admission-policy",
-        "network-policy",
-        "selinux",
-        "tls-and-authentication",
-    ];
+    let together = documented("Components");
+    let together: Vec<_> = together
+        .iter()
+        .map(String::as_str)
+        .filter(|name| *name != "existing-pushgateway")
+        .collect();
     let copy = tempfile::tempdir().expect("a temporary directory");
     for part in fs::read_dir(root()).expect("the project") {
         let part = part.expect("an entry of it").path();
@@ -197,6 +195,40 @@ fn components_build() {
         endpoint["scheme"], "https",
         "what `tls-and-authentication` asks of `prometheus-operator`"
     );
+}
+
+/// docs/install.md names every overlay and every component, and none that is not there.
+#[test]
+fn the_document_names_overlays_and_components() {
+    for (heading, folder) in [
+        ("Overlays", "manifests/overlays"),
+        ("Components", "manifests/components"),
+    ] {
+        let mut named = documented(heading);
+        named.sort();
+        assert_eq!(named, entries(folder), "{heading} of {INSTALL}");
+    }
+}
+
+/// Every kind of object that stays when the namespace goes is in the commands that remove by label.
+#[test]
+fn the_document_removes_every_kind() {
+    let text = read(INSTALL);
+    let (_, removing) = text.split_once("\n## Removing\n").expect("a section");
+    let deletes = removing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("kubectl delete "));
+    let by_label = deletes.filter_map(|line| line.strip_suffix(" -l app.kubernetes.io/part-of=lp-exporter"));
+    let named: BTreeSet<_> = by_label.flat_map(|kinds| kinds.split(',')).map(str::to_owned).collect();
+    let all = overlays()
+        .iter()
+        .flat_map(|overlay| objects(&read(&rendered(overlay))))
+        .collect::<Vec<_>>();
+    let stay = all
+        .iter()
+        .filter(|object| object["metadata"]["namespace"].is_null() && object["kind"] != "Namespace");
+    let stay: BTreeSet<_> = stay.map(|object| text_of(&object["kind"]).to_lowercase()).collect();
+    assert_eq!(named, stay);
 }
 
 /// What is applied has no field that Kubernetes does not know, and is what this project wants of every object.
@@ -555,11 +587,12 @@ impl Server {
             ];
             match kubectl(&phase)?.as_str() {
                 "Terminating" => Err("it is terminating".to_owned()),
-                "" => Ok(server.made.push(format!("namespace/{NAMESPACE}"))),
+                "" => Ok(()),
                 _ => Err("lp-exporter is installed there: a test must not take it away".to_owned()),
             }
         });
         kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
+        server.made.push(format!("namespace/{NAMESPACE}"));
         for name in ["servicemonitors", "prometheusrules"] {
             let definition = format!("customresourcedefinition/{name}.{OPERATOR_GROUP}");
             let there = kubectl(&["get", &definition, "--ignore-not-found", "-o", "name"]).expect("an answer");
@@ -612,7 +645,7 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> 
 /// One object: its fields exist, it says what it belongs to, and its pods are bounded and confined.
 fn check_object(object: &Value) {
     let name = name_of(object);
-    let unknown = match text(&object["kind"]) {
+    let unknown = match text_of(&object["kind"]) {
         "ClusterRole" => unknown_fields::<ClusterRole>(object),
         "ClusterRoleBinding" => unknown_fields::<ClusterRoleBinding>(object),
         "ConfigMap" => unknown_fields::<ConfigMap>(object),
@@ -644,7 +677,7 @@ fn check_object(object: &Value) {
         object["metadata"]["labels"]["app.kubernetes.io/part-of"], "lp-exporter",
         "{name}"
     );
-    let pod = match text(&object["kind"]) {
+    let pod = match text_of(&object["kind"]) {
         "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
         "Deployment" => &object["spec"]["template"]["spec"],
         _ => return,
@@ -686,11 +719,11 @@ fn check_object(object: &Value) {
 fn check_references(objects: &[Value]) {
     let of_kind = |kind: &str| -> BTreeSet<&str> {
         let found = objects.iter().filter(|object| object["kind"] == kind);
-        found.map(|object| text(&object["metadata"]["name"])).collect()
+        found.map(|object| text_of(&object["metadata"]["name"])).collect()
     };
     let [maps, accounts, claims] = ["ConfigMap", "ServiceAccount", "PersistentVolumeClaim"].map(of_kind);
     for object in objects {
-        let pod = match text(&object["kind"]) {
+        let pod = match text_of(&object["kind"]) {
             "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
             "Deployment" => &object["spec"]["template"]["spec"],
             _ => continue,
@@ -714,10 +747,10 @@ fn check_references(objects: &[Value]) {
         }
         let volumes: BTreeMap<_, _> = list(&pod["volumes"])
             .iter()
-            .map(|volume| (text(&volume["name"]), ()))
+            .map(|volume| (text_of(&volume["name"]), ()))
             .collect();
         for mount in list(&pod["containers"][0]["volumeMounts"]) {
-            assert!(volumes.contains_key(text(&mount["name"])), "{name}: {mount:?}");
+            assert!(volumes.contains_key(text_of(&mount["name"])), "{name}: {mount:?}");
         }
     }
 }
@@ -736,11 +769,11 @@ fn unknown_fields<T: DeserializeOwned>(object: &Value) -> Vec<String> {
 fn variable(policy: &Value, name: &str) -> String {
     let variables = list(&policy["spec"]["variables"]);
     let found = variables.iter().find(|variable| variable["name"] == name);
-    text(&found.expect("a variable")["expression"]).to_owned()
+    text_of(&found.expect("a variable")["expression"]).to_owned()
 }
 
 fn is_of_operator(object: &Value) -> bool {
-    text(&object["apiVersion"]).starts_with(OPERATOR_GROUP)
+    text_of(&object["apiVersion"]).starts_with(OPERATOR_GROUP)
 }
 
 fn one<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
@@ -755,9 +788,20 @@ fn name_of(object: &Value) -> String {
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("-");
     format!(
         "{} {namespace}/{}",
-        text(&object["kind"]),
-        text(&object["metadata"]["name"])
+        text_of(&object["kind"]),
+        text_of(&object["metadata"]["name"])
     )
+}
+
+/// The names in the first column of the table below a heading of docs/install.md.
+fn documented(heading: &str) -> Vec<String> {
+    let text = read(INSTALL);
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("a heading");
+    let section = section.split("\n## ").next().expect("the first part");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| row.split('`').next())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn overlays() -> Vec<String> {
@@ -792,7 +836,7 @@ fn list_mut(value: &mut Value) -> &mut Vec<Value> {
     value.as_sequence_mut().expect("a list")
 }
 
-fn text(value: &Value) -> &str {
+fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value:?} is no text"))
 }
 
