@@ -1,18 +1,18 @@
 //! The manifests agree with the program and with each other.
 //!
 //! What an overlay makes stands in manifests/rendered/, where it is looked at without any tool. With kubectl on the PATH
-//! it is compared with what kustomize makes now. With a cluster (`KUBECONFIG`) and the definitions of the Prometheus
-//! operator's objects (`LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS`, a folder) an API server judges it, and the admission
-//! policy is tried there. What is missing is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a
-//! failure.
+//! it is compared with what kustomize makes now, and with a cluster it is tried there: `manifests/server.rs`. What is missing
+//! is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a failure.
+
+#[path = "manifests/server.rs"]
+mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::CommandFactory;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
@@ -38,7 +38,8 @@ const SECRETS: [&str; 2] = ["pushgateway-server", "pushgateway-client"];
 const OPERATOR_GROUP: &str = "monitoring.coreos.com";
 /// All annotations of an object together have at most 256 KiB; some is left for others.
 const APPLIED_MAX_BYTES: usize = 250 * 1024;
-const CRDS_VARIABLE: &str = "LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS";
+/// The label of everything that is applied.
+const PART_OF: &str = "app.kubernetes.io/part-of=lp-exporter";
 
 /// The schedule, the interval that the program is told, and the deadline that ends it stand in three places of one file:
 /// they agree, and leave the workers time to measure.
@@ -148,17 +149,7 @@ fn components_build() {
         .map(String::as_str)
         .filter(|name| *name != "existing-pushgateway")
         .collect();
-    let copy = tempfile::tempdir().expect("a temporary directory");
-    for part in fs::read_dir(root()).expect("the project") {
-        let part = part.expect("an entry of it").path();
-        // The folders that kustomize may read.
-        let is_manifest = ["manifests", "jobs", "alertmanager", "grafana"]
-            .iter()
-            .any(|name| part.ends_with(name));
-        if is_manifest {
-            fs_extra::dir::copy(&part, copy.path(), &fs_extra::dir::CopyOptions::new()).expect("a copy");
-        }
-    }
+    let copy = copy_of_the_manifests();
     let own = copy.path().join("own");
     fs::create_dir(&own).expect("a folder");
     let build = |components: &[&str]| {
@@ -213,13 +204,12 @@ fn the_document_names_overlays_and_components() {
 /// Every kind of object that stays when the namespace goes is in the commands that remove by label.
 #[test]
 fn the_document_removes_every_kind() {
-    let text = read(INSTALL);
-    let (_, removing) = text.split_once("\n## Removing\n").expect("a section");
-    let deletes = removing
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("kubectl delete "));
-    let by_label = deletes.filter_map(|line| line.strip_suffix(" -l app.kubernetes.io/part-of=lp-exporter"));
-    let named: BTreeSet<_> = by_label.flat_map(|kinds| kinds.split(',')).map(str::to_owned).collect();
+    let by_label = removed_by_label();
+    let named: BTreeSet<_> = by_label
+        .iter()
+        .flat_map(|kinds| kinds.split(','))
+        .map(str::to_owned)
+        .collect();
     let all = overlays()
         .iter()
         .flat_map(|overlay| objects(&read(&rendered(overlay))))
@@ -366,280 +356,88 @@ fn the_operator_takes_its_objects() {
     assert_eq!(service["spec"]["ports"][0]["name"], endpoint["port"]);
 }
 
-/// An API server takes every rendered form, its strict validation included, and refuses what it should.
+/// The overlay to try brings copies, because kustomize reads no file outside of the folder that it builds.
 #[test]
-fn an_api_server_takes_the_objects() {
-    let Some(server) = Server::prepare() else {
-        return;
-    };
-    for overlay in overlays() {
-        let path = rendered(&overlay);
-        dry_run(&read(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+fn the_stack_to_try_has_what_others_are_told() {
+    const STACK: &str = "manifests/overlays/whole-stack";
+    for (copy, source) in [
+        ("datasources.yaml", "grafana/provisioning/datasources/prometheus.yaml"),
+        ("dashboards.yaml", "grafana/provisioning/dashboards/lp-exporter.yaml"),
+    ] {
+        assert_eq!(read(&format!("{STACK}/{copy}")), read(source), "{copy} and {source}");
     }
-    // A misspelled field of an object of theirs and of one of the operator's: were they taken, the rest would mean nothing.
-    let misspelled = |kind: &str, from: &str, to: &str| {
-        let objects = objects(&read(&rendered("kube-prometheus-stack")));
-        let object = objects.iter().find(|object| object["kind"] == kind).expect("an object");
-        let text = serde_yaml::to_string(object).expect("YAML");
-        assert!(text.contains(from));
-        let error = dry_run(&text.replace(from, to)).expect_err("a field that is not there");
-        assert!(error.contains("unknown field"), "{error}");
-    };
-    misspelled("CronJob", "concurrencyPolicy", "concurencyPolicy");
-    misspelled("ServiceMonitor", "honorLabels", "honourLabels");
-    the_admission_policy_is_enforced();
-    drop(server);
-}
-
-/// Our Jobs pass; whatever else would give somebody the node does not.
-fn the_admission_policy_is_enforced() {
-    let objects = objects(&read(&rendered("hardened")));
-    let policy = one(&objects, "ValidatingAdmissionPolicy", "lp-exporter");
-    let image = variable(policy, "image").trim_matches('\'').to_owned();
-    let worker = worker_job(&image);
-
-    // A pod from before the policy, which it would not let in, and which no node takes.
-    let old = yaml_of(
-        "{apiVersion: v1, kind: Pod, metadata: {name: from-before, namespace: lp-exporter},
-          spec: {nodeSelector: {lp-exporter/no-such-node: 'true'}, volumes: [{name: root, hostPath: {path: /}}],
-                 containers: [{name: old, image: old, volumeMounts: [{name: root, mountPath: /root}]}]}}",
+    let [own, example] = [
+        format!("{STACK}/alertmanager.yml"),
+        "alertmanager/alertmanager.yaml".to_owned(),
+    ];
+    assert_eq!(
+        yaml(&own)["inhibit_rules"],
+        yaml(&example)["inhibit_rules"],
+        "{own} and {example}"
     );
-    // The namespace is new, and its account `default` is made a moment later.
-    eventually("a pod to be taken", || create(&old, &[]));
-    for name in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
-        create(one(&objects, name, "lp-exporter"), &[]).expect("it can be made");
-    }
-    let mut elsewhere = worker.clone();
-    volume(&mut elsewhere)["hostPath"]["path"] = "/etc".into();
-    eventually("the policy to be in force", || {
-        match create(&elsewhere, &["--dry-run=server"]) {
-            Ok(_) => Err("a Job with another hostPath is taken".to_owned()),
-            Err(_) => Ok(()),
-        }
-    });
+}
 
-    let with = |change: &dyn Fn(&mut Value)| {
-        let mut job = worker.clone();
-        change(&mut job);
-        job
+/// Prometheus and Alertmanager of both generations take the configuration of the overlay to try, the rules included.
+#[test]
+fn the_stack_to_try_is_configured() {
+    let objects = objects(&read(&rendered("whole-stack")));
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let here = folder.path().to_str().expect("text");
+    // What a pod finds at `mounted`, by the volume of that ConfigMap.
+    let unpack = |deployment: &str, mounted: &str| {
+        let pod = &one(&objects, "Deployment", deployment)["spec"]["template"]["spec"];
+        let mounts = list(&pod["containers"][0]["volumeMounts"]);
+        let mount = mounts
+            .iter()
+            .find(|mount| mount["mountPath"] == mounted)
+            .expect("a mount");
+        let volume = list(&pod["volumes"])
+            .iter()
+            .find(|volume| volume["name"] == mount["name"]);
+        let map = text_of(&volume.expect("a volume")["configMap"]["name"]);
+        let data = one(&objects, "ConfigMap", map)["data"].as_mapping().expect("files");
+        for (name, content) in data {
+            let content = text_of(content).replace("/etc/prometheus-rules", here);
+            fs::write(folder.path().join(text_of(name)), content).expect("it can be written to");
+        }
     };
-    let in_pod =
-        |path: &'static [&'static str], text: &'static str| with(&|job: &mut Value| set(pod(job), path, yaml_of(text)));
-    let in_container = |path: &'static [&'static str], text: &'static str| {
-        with(&|job: &mut Value| set(container(job), path, yaml_of(text)))
-    };
-    create(&worker, &["--dry-run=server"]).expect("a worker as the program makes it");
-    let plain = with(&|job: &mut Value| {
-        *pod(job) = yaml_of("{restartPolicy: Never, containers: [{name: worker, image: any}]}");
-    });
-    create(&plain, &["--dry-run=server"]).expect("a Job that wants nothing of the node");
-    let refused = [
-        ("none of them", elsewhere),
-        (
-            "read-only only",
-            in_container(
-                &["volumeMounts", "1"],
-                "{name: lp-exporter-base-0, mountPath: /bases/0}",
-            ),
-        ),
-        ("may run", in_container(&["image"], "docker.io/library/busybox")),
-        (
-            "may run",
-            in_pod(&["initContainers"], "[{name: other, image: docker.io/library/busybox}]"),
-        ),
-        (
-            "no container may be privileged",
-            in_container(&["securityContext"], "{privileged: true}"),
-        ),
-        (
-            "no capability but",
-            in_container(
-                &["securityContext", "capabilities", "add"],
-                "[DAC_READ_SEARCH, SYS_ADMIN]",
-            ),
-        ),
-        (
-            "drop ALL",
-            in_container(&["securityContext", "capabilities"], "{add: [DAC_READ_SEARCH]}"),
-        ),
-        (
-            "allowPrivilegeEscalation",
-            in_container(&["securityContext", "allowPrivilegeEscalation"], "null"),
-        ),
-        ("runs as the account", in_pod(&["serviceAccountName"], "lp-exporter")),
-        ("runs as the account", in_pod(&["automountServiceAccountToken"], "true")),
-        ("node's network", in_pod(&["hostPID"], "true")),
-        ("node's network", in_pod(&["hostNetwork"], "true")),
-        (
-            "SELinux",
-            in_pod(&["securityContext", "seLinuxOptions"], "{type: spc_t}"),
-        ),
-        (
-            "seccomp",
-            in_pod(&["securityContext", "seccompProfile"], "{type: Unconfined}"),
-        ),
-        (
-            "may mount base directories, ConfigMaps",
-            with(&|job: &mut Value| {
-                let claim = yaml_of("{name: claim, persistentVolumeClaim: {claimName: any}}");
-                pod(job)["volumes"].as_sequence_mut().expect("a list").push(claim);
-            }),
-        ),
-    ];
-    for (reason, job) in refused {
-        let error = create(&job, &["--dry-run=server"]).expect_err(reason);
-        let is_ours = error.contains("ValidatingAdmissionPolicy 'lp-exporter'") && error.contains(reason);
-        assert!(is_ours, "{reason}: {error}");
-    }
-
-    // Not by a pod without a Job either, nor by a container that is added later.
-    let mut direct = old.clone();
-    direct["metadata"]["name"] = "direct".into();
-    create(&direct, &["--dry-run=server"]).expect_err("a pod with the node's root");
-    let mut harmless = old;
-    harmless["metadata"]["name"] = "harmless".into();
-    harmless["spec"]["volumes"] = Value::Null;
-    harmless["spec"]["containers"][0]["volumeMounts"] = Value::Null;
-    create(&harmless, &[]).expect("a pod that wants nothing of the node");
-    let in_namespace = |arguments: &[&str]| kubectl(&[&["-n", NAMESPACE], arguments].concat());
-    let debugger = [
-        "debug",
-        "pod/harmless",
-        "--image=any",
-        "--profile=sysadmin",
-        "--",
-        "true",
-    ];
-    let error = in_namespace(&debugger).expect_err("a privileged container");
-    assert!(error.contains("no container may be privileged"), "{error}");
-
-    // What was let in before can be labelled and ended, and not made to run anything else.
-    in_namespace(&["label", "pod", "from-before", "changed=true"]).expect("no change of what runs");
-    in_namespace(&["set", "image", "pod/from-before", "old=other"]).expect_err("another image");
-    in_namespace(&["delete", "pod", "from-before", "harmless", "--wait=false"]).expect("they can be ended");
-}
-
-/// A worker's Job as the program makes it, with an image and with directories that are base paths by default.
-fn worker_job(image: &str) -> Value {
-    let mut job = yaml("tests/expected/worker-job.yaml");
-    // Its CronJob is not there.
-    job["metadata"]["ownerReferences"] = Value::Null;
-    container(&mut job)["image"] = image.into();
-    for part in list_mut(&mut pod(&mut job)["volumes"]) {
-        if part["hostPath"]["path"] == "/a:b" {
-            part["hostPath"]["path"] = "/mnt/disks".into();
-        }
-    }
-    job
-}
-
-fn pod(job: &mut Value) -> &mut Value {
-    &mut job["spec"]["template"]["spec"]
-}
-
-fn container(job: &mut Value) -> &mut Value {
-    &mut pod(job)["containers"][0]
-}
-
-/// The first volume with a directory of the node.
-fn volume(job: &mut Value) -> &mut Value {
-    let volumes = list_mut(&mut pod(job)["volumes"]);
-    let found = volumes.iter_mut().find(|volume| !volume["hostPath"].is_null());
-    found.expect("a directory of the node")
-}
-
-fn set(within: &mut Value, path: &[&str], value: Value) {
-    let mut place = within;
-    for key in path {
-        place = match key.parse::<usize>() {
-            Ok(index) => &mut place[index],
-            Err(_) => &mut place[*key],
-        };
-    }
-    *place = value;
-}
-
-/// What this test made in a cluster, and takes away again: the namespace and the definitions, unless they were there.
-struct Server {
-    made: Vec<String>,
-}
-
-impl Server {
-    fn prepare() -> Option<Self> {
-        let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let definitions = match (value("KUBECONFIG"), value(CRDS_VARIABLE), has_kubectl()) {
-            (Some(_), Some(folder), true) => PathBuf::from(folder),
-            _ => {
-                let why = format!("it needs KUBECONFIG, {CRDS_VARIABLE}, and kubectl on the PATH");
-                skip("what an API server says", &why);
-                return None;
-            }
-        };
-        let mut server = Self { made: Vec::new() };
-        eventually("an earlier installation to be gone", || {
-            let phase = [
-                "get",
-                "namespace",
-                NAMESPACE,
-                "--ignore-not-found",
-                "-o",
-                "jsonpath={.status.phase}",
-            ];
-            match kubectl(&phase)?.as_str() {
-                "Terminating" => Err("it is terminating".to_owned()),
-                "" => Ok(()),
-                _ => Err("lp-exporter is installed there: a test must not take it away".to_owned()),
-            }
-        });
-        kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
-        server.made.push(format!("namespace/{NAMESPACE}"));
-        for name in ["servicemonitors", "prometheusrules"] {
-            let definition = format!("customresourcedefinition/{name}.{OPERATOR_GROUP}");
-            let there = kubectl(&["get", &definition, "--ignore-not-found", "-o", "name"]).expect("an answer");
-            if there.is_empty() {
-                let file = definitions.join(format!("{OPERATOR_GROUP}_{name}.yaml"));
-                kubectl(&["create", "-f", file.to_str().expect("text")]).expect("the definition");
-                server.made.push(definition.clone());
-            }
-            kubectl(&["wait", "--for=condition=Established", &definition, "--timeout=30s"]).expect("it is served");
-        }
-        // The test makes it: dry runs leave nothing.
-        for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
-            server.made.push(format!("{kind}/lp-exporter"));
-        }
-        Some(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        for object in self.made.iter().rev() {
-            if let Err(error) = kubectl(&["delete", object, "--ignore-not-found", "--timeout=60s"]) {
-                eprintln!("{object} is left in the cluster: {error}");
-            }
+    unpack("prometheus", "/etc/prometheus");
+    unpack("prometheus", "/etc/prometheus-rules");
+    unpack("alertmanager", "/etc/alertmanager");
+    for (tool, arguments, expected) in [
+        ("promtool", &["check", "config", "prometheus.yml"][..], "rules found"),
+        ("amtool", &["check-config", "alertmanager.yml"], "inhibit rules"),
+    ] {
+        for program in servers(tool) {
+            let output = Command::new(&program)
+                .args(arguments)
+                .current_dir(folder.path())
+                .output();
+            let output = output.expect("it runs");
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(
+                output.status.success() && said.contains(expected),
+                "{}: {said}",
+                program.display()
+            );
         }
     }
 }
 
-fn dry_run(text: &str) -> Result<String, String> {
-    run(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], text)
-}
-
-fn create(object: &Value, flags: &[&str]) -> Result<String, String> {
-    let text = serde_yaml::to_string(object).expect("YAML");
-    run(&[&["create", "--validate=strict", "-f", "-"], flags].concat(), &text)
-}
-
-/// Tries until it succeeds, for half a minute.
-fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
-    let start = Instant::now();
-    loop {
-        match attempt() {
-            Ok(value) => return value,
-            Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "waited for {what}: {error}"),
-        }
-        sleep(Duration::from_millis(300));
+/// A program of the servers, in both generations.
+fn servers(name: &str) -> Vec<PathBuf> {
+    let folder = std::env::var_os("LP_EXPORTER_TEST_SERVERS")
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let programs = ["old", "new"].map(|generation| folder.join(generation).join(name));
+    let found: Vec<_> = programs.into_iter().filter(|program| program.is_file()).collect();
+    if found.len() < 2 {
+        skip(
+            name,
+            "set LP_EXPORTER_TEST_SERVERS to a directory with it in old/ and new/",
+        );
     }
+    found
 }
 
 /// One object: its fields exist, it says what it belongs to, and its pods are bounded and confined.
@@ -791,6 +589,27 @@ fn name_of(object: &Value) -> String {
         text_of(&object["kind"]),
         text_of(&object["metadata"]["name"])
     )
+}
+
+/// The kinds that each command of docs/install.md removes by their label.
+fn removed_by_label() -> Vec<String> {
+    let text = read(INSTALL);
+    let (_, removing) = text.split_once("\n## Removing\n").expect("a heading");
+    let commands = removing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("kubectl delete "));
+    let by_label = commands.filter_map(|command| command.strip_suffix(PART_OF)?.strip_suffix(" -l "));
+    by_label.map(str::to_owned).collect()
+}
+
+/// The folders that kustomize reads, in a directory where more can be laid beside them.
+fn copy_of_the_manifests() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for folder in ["manifests", "jobs", "alertmanager", "grafana"] {
+        let options = fs_extra::dir::CopyOptions::new();
+        fs_extra::dir::copy(root().join(folder), copy.path(), &options).expect("a copy");
+    }
+    copy
 }
 
 /// The names in the first column of the table below a heading of docs/install.md.
