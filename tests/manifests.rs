@@ -201,6 +201,94 @@ fn the_document_names_overlays_and_components() {
     }
 }
 
+/// What docs/install.md tells people to write into their overlay builds, and does something.
+#[test]
+fn the_document_shows_overlays_that_build() {
+    if !has_kubectl() {
+        return skip("the overlays that the document shows", "kubectl is not on the PATH");
+    }
+    let copy = copy_of_the_manifests();
+    let own = copy.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    // One of the blocks brings a Job template.
+    fs::write(
+        own.join("worker.yaml"),
+        read("jobs/worker.yaml").replace("256Mi", "512Mi"),
+    )
+    .expect("it can be written to");
+    let build = |kustomization: &Value| {
+        let text = serde_yaml::to_string(kustomization).expect("YAML");
+        fs::write(own.join("kustomization.yaml"), &text).expect("it can be written to");
+        let made = kubectl(&["kustomize", own.to_str().expect("text")]);
+        objects(&made.unwrap_or_else(|error| panic!("{text}: {error}")))
+    };
+    let mut tried = 0;
+    for block in blocks("yaml") {
+        let mut kustomization = yaml_of(&block);
+        if ["components", "patches", "configMapGenerator"]
+            .iter()
+            .all(|key| kustomization[*key].is_null())
+        {
+            continue;
+        }
+        tried += 1;
+        let overlay = if block.contains("ValidatingAdmissionPolicy") {
+            "hardened"
+        } else {
+            "default"
+        };
+        let below = yaml_of(&format!("[../manifests/overlays/{overlay}]"));
+        if kustomization["resources"].is_null() {
+            kustomization["resources"] = below.clone();
+        }
+        let mut plain = yaml_of("{}");
+        plain["resources"] = below;
+        let made = build(&kustomization);
+        assert_ne!(made, build(&plain), "changes nothing:\n{block}");
+        made.iter().for_each(check_object);
+        check_references(&made);
+    }
+    assert_eq!(tried, 4, "the overlays that {INSTALL} shows");
+}
+
+/// The commands that make certificates and a password do, and servers of both generations take what they make.
+#[test]
+fn the_document_makes_secrets() {
+    let has = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
+    if !has("openssl", "version") || !has("htpasswd", "-h") {
+        return skip(
+            "the commands that make Secrets",
+            "openssl and htpasswd are not on the PATH",
+        );
+    }
+    let script = blocks("sh")
+        .into_iter()
+        .find(|block| block.contains("htpasswd"))
+        .expect("a block");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let in_folder = |program: &Path, arguments: &[&str]| {
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{} {arguments:?}: {said}", program.display());
+    };
+    in_folder(Path::new("sh"), &["-euc", &script]);
+    for name in ["pushgateway", "pushgateway.lp-exporter.svc"] {
+        in_folder(
+            Path::new("openssl"),
+            &["verify", "-CAfile", "ca.crt", "-verify_hostname", name, "tls.crt"],
+        );
+    }
+    let password = fs::read_to_string(folder.path().join("password")).expect("a password");
+    assert_eq!(password.len(), 48, "48 digits, and no end of a line");
+    for promtool in servers("promtool") {
+        in_folder(&promtool, &["check", "web-config", "web.yml"]);
+    }
+}
+
 /// Every kind of object that stays when the namespace goes is in the commands that remove by label.
 #[test]
 fn the_document_removes_every_kind() {
@@ -610,6 +698,24 @@ fn copy_of_the_manifests() -> tempfile::TempDir {
         fs_extra::dir::copy(root().join(folder), copy.path(), &options).expect("a copy");
     }
     copy
+}
+
+/// The blocks of a language in docs/install.md.
+fn blocks(language: &str) -> Vec<String> {
+    let text = read(INSTALL);
+    let fence = format!("```{language}");
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(opening) = lines.find(|line| line.trim() == fence) {
+        let indentation = opening.len() - fence.len();
+        let block = lines.by_ref().take_while(|line| line.trim() != "```");
+        blocks.push(
+            block
+                .map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default()))
+                .collect(),
+        );
+    }
+    blocks
 }
 
 /// The names in the first column of the table below a heading of docs/install.md.
