@@ -1684,6 +1684,63 @@ fn push_of_run(stage: &Stage, node: &str, owner: &str, age_seconds: f64) {
     stage.gateway.push(&format!("job/lp-exporter-job/node/{node}"), &body);
 }
 
+/// How many requests a run makes that finds everything as the one before left it: so many, and three more to the API server
+/// and one to the Pushgateway for each node. docs/architecture.md has the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_makes_few_requests() {
+    for nodes in [3, 100] {
+        let mut stage = Stage::new().await;
+        for number in 4..=nodes {
+            let node = format!("node-{number}");
+            stage.add_node(&node);
+            stage.add(&Volume::local_path(&node, "shop", &format!("data-{number}"), "1Gi"));
+        }
+        let first = stage.run(&[]).await;
+        assert_eq!(first.code, 0, "{}", first.said);
+        let (api_before, gateway_before) = (stage.server.requests().len(), stage.gateway.requests().len());
+        let ended = stage.run(&[]).await;
+        assert_eq!(ended.code, 0, "{}", ended.said);
+        assert_eq!(
+            stage.gateway.value("lp_exporter_run_complete", &[]),
+            Some(1.0),
+            "{}",
+            ended.said
+        );
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for request in &stage.server.requests()[api_before..] {
+            let (verb, resource) = (&request.verb, &request.resource);
+            // The Lease is renewed as time goes by.
+            if (verb.as_str(), resource.as_str()) != ("update", "leases") {
+                *counts.entry(format!("{verb} {resource}")).or_default() += 1;
+            }
+        }
+        for request in &stage.gateway.requests()[gateway_before..] {
+            *counts.entry(format!("{} Pushgateway", request.method)).or_default() += 1;
+        }
+        let expected = [
+            ("GET Pushgateway", 2),
+            ("PUT Pushgateway", 3 + nodes),
+            ("create configmaps", nodes),
+            ("create jobs", nodes),
+            ("delete jobs", nodes),
+            ("get jobs", 1),
+            ("get leases", 1),
+            ("get namespaces", 1),
+            ("get pods", 1),
+            ("list jobs", 1),
+            ("list nodes", 1),
+            ("list persistentvolumeclaims", 1),
+            ("list persistentvolumes", 1),
+            ("list pods", 1),
+            ("watch jobs", 1),
+            ("watch nodes", 1),
+            ("watch pods", 1),
+        ];
+        let expected = expected.map(|(name, count)| (name.to_owned(), count)).into();
+        assert_eq!(counts, expected, "{nodes} nodes:\n{}", ended.said);
+    }
+}
+
 /// Groups of nodes, of this cluster and of another.
 fn push_old_groups(stage: &Stage, nodes: &[&str]) {
     for node in nodes {
