@@ -3,8 +3,11 @@
 //! One family at a time goes through the encoder into a gzip writer, and a long family in chunks: a registry that
 //! holds every metric before the first byte is written takes ten times the memory of the body itself.
 //!
-//! Every family is a gauge. It is written once; who writes it twice makes a body that a Pushgateway refuses.
+//! A Pushgateway refuses a whole body for one series that is in it twice, or for a family of another type than before. So
+//! every family is a gauge, is written once, and a series that it has already is left out.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
@@ -29,6 +32,9 @@ pub struct Family {
 #[derive(Debug)]
 pub struct Exposition {
     gzip: GzEncoder<Vec<u8>>,
+    families: HashSet<&'static str>,
+    /// Makes of the values of a series' labels a number that no other series has by chance, or by intent.
+    fingerprints: RandomState,
 }
 
 impl Exposition {
@@ -38,6 +44,8 @@ impl Exposition {
         // Metrics repeat themselves so much that the fastest level loses little.
         Self {
             gzip: GzEncoder::new(Vec::new(), Compression::fast()),
+            families: HashSet::new(),
+            fingerprints: RandomState::new(),
         }
     }
 
@@ -69,14 +77,34 @@ impl Exposition {
         samples: impl IntoIterator<Item = ([Label; LABELS], &'a [String], f64)>,
     ) {
         assert_eq!(family.labels.len(), LABELS, "label values for {}", family.name);
+        let is_new = self.families.insert(family.name);
+        debug_assert!(is_new, "{} is written twice", family.name);
         let names: Vec<&str> = family
             .labels
             .iter()
             .copied()
             .chain(names.iter().map(String::as_str))
             .collect();
+        let mut written: HashSet<u64> = HashSet::new();
+        let fingerprints = &self.fingerprints;
         let mut samples = samples
             .into_iter()
+            .filter(|(values, more, _)| {
+                let labels: Vec<&str> = values
+                    .iter()
+                    .map(Label::as_ref)
+                    .chain(more.iter().map(String::as_str))
+                    .collect();
+                let is_new = written.insert(fingerprints.hash_one(&labels));
+                if !is_new {
+                    tracing::warn!(
+                        metric = family.name,
+                        ?labels,
+                        "a series that is there already is left out"
+                    );
+                }
+                is_new
+            })
             .map(|(values, more, value)| {
                 let values = values.iter().map(Label::as_ref).chain(more.iter().map(String::as_str));
                 metric(&names, values, value)
@@ -238,6 +266,11 @@ mod tests {
                 "{header}used_bytes{{claim=\"a\\\"b\\\\c\\nd\",node=\"ü\"}} 0.5\n\
                  used_bytes{{claim=\"\",node=\"\r\t}}\"}} 9007199254740992\n"
             ),
+        );
+        // One series twice would cost the whole group.
+        check(
+            &[(["a", "b"], 1.0), (["ab", ""], 2.0), (["a", "b"], 3.0)],
+            &format!("{header}used_bytes{{claim=\"a\",node=\"b\"}} 1\nused_bytes{{claim=\"ab\",node=\"\"}} 2\n"),
         );
         check(
             &[(["a", "b"], f64::NAN), (["c", "d"], f64::INFINITY)],
