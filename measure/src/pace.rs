@@ -40,7 +40,11 @@ impl Threads {
 
     /// How many to have next, from the share of their time for which they were blocked.
     pub(crate) fn next(&mut self, blocked: f64) -> usize {
-        self.less_in_a_row = if blocked < BLOCKED_LESS { self.less_in_a_row + 1 } else { 0 };
+        self.less_in_a_row = if blocked < BLOCKED_LESS {
+            self.less_in_a_row + 1
+        } else {
+            0
+        };
         if blocked > BLOCKED_MUCH {
             self.wanted = (self.wanted * 4).min(self.most);
         } else if blocked > BLOCKED_MORE {

@@ -101,7 +101,10 @@ fn kernel_says(sys: &Path, device: (u32, u32), mounts: &[Mount], layer: usize) -
     let (major, minor) = device;
     // Resolved by hand: of a small volume's time, asking for each step of the way would be a tenth.
     let link = std::fs::read_link(sys.join(format!("dev/block/{major}:{minor}")));
-    let Some(mut disk) = link.ok().and_then(|link| Some(sys.join(link.strip_prefix("../..").ok()?))) else {
+    let Some(mut disk) = link
+        .ok()
+        .and_then(|link| Some(sys.join(link.strip_prefix("../..").ok()?)))
+    else {
         // btrfs and ZFS have device numbers of their own; the mount's source may name a disk.
         let source = mounts.iter().find(|mount| mount.device == device);
         let below = source.and_then(|mount| number_of_source(sys, &mount.source));
