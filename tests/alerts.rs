@@ -290,19 +290,22 @@ fn commands_and_queries_of_runbooks_exist() {
     }
 }
 
-/// Flags of kubectl, curl, docker and others that the pages use.
-const OTHER_FLAGS: [&str; 11] = [
+/// Flags of kubectl, du, findmnt and others that the pages use.
+const OTHER_FLAGS: [&str; 14] = [
     "--all-namespaces",
-    "--data-urlencode",
-    "--dry-run",
     "--field-selector",
+    "--follow",
     "--from",
-    "--local",
-    "--previous",
+    "--inodes",
+    "--max-depth",
+    "--prefix",
+    "--prune",
     "--selector",
-    "--since",
     "--sort-by",
     "--tail",
+    "--target",
+    "--test",
+    "--vacuum-size",
 ];
 
 /// Looks at every command of lp-exporter in a block of shell, and counts them.
