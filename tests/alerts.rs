@@ -425,15 +425,7 @@ async fn alerts_arrive_at_a_webhook() {
             .replace("group_interval: 5m", "group_interval: 5s");
         assert!(config.contains("group_wait: 3s") && config.contains(&webhook.url));
         let config_file = write(&folder, "alertmanager.yaml", &config);
-        let alertmanager = Server::start(&alertmanager, |address| {
-            vec![
-                format!("--config.file={}", config_file.display()),
-                format!("--storage.path={}", folder.path().join("alertmanager").display()),
-                format!("--web.listen-address={address}"),
-                "--cluster.listen-address=".to_owned(),
-            ]
-        })
-        .await;
+        let alertmanager = start_alertmanager(&alertmanager, &folder, &config_file).await;
         let rules = ["volumes.yaml", "node-filesystems.yaml"].map(|file| {
             let text = read(&format!("{RULES}/{file}"));
             write(&folder, file, &without_waiting(&text))
@@ -534,6 +526,143 @@ async fn push_a_full_disk(gateway: &Server) {
         ]),
     )
     .await;
+}
+
+/// Which alert keeps which other one away: one of each rule, and the same of another disk, node or cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn alertmanager_keeps_away_what_is_needless() {
+    let disk = "alertname=LocalVolumeNodeFilesystemFillingUp,cluster=a,node=n1,device=8:1";
+    let cases = [
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:1,severity=warning",
+            true,
+        ),
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:2,severity=warning",
+            false,
+        ),
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeInodesFillingUp,node=n1,device=8:1,severity=warning",
+            false,
+        ),
+        (
+            format!("{disk},severity=warning"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:1,severity=critical",
+            false,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            true,
+        ),
+        (
+            "alertname=KubeNodeUnreachable,cluster=a,node=n1".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n2",
+            false,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=b,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+        (
+            "alertname=LocalVolumeNodeNotMeasured,cluster=a,node=n1".to_owned(),
+            "LocalVolumeReleased,node=n1",
+            true,
+        ),
+        (
+            "alertname=LocalVolumeNodeNotMeasured,cluster=a,node=n2".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterStale,cluster=a".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=LpExporterStale,cluster=b".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "LpExporterStale",
+            true,
+        ),
+        (
+            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+    ];
+    let labels = |text: &str| -> BTreeMap<String, String> {
+        let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    for [alertmanager] in servers(["prometheus-alertmanager"]) {
+        for (source, target, is_kept_away) in &cases {
+            let folder = tempfile::tempdir().expect("a temporary directory");
+            // Nobody listens there, and nothing is sent before the test is over.
+            let config = read("alertmanager/alertmanager.yaml").replace("http://alerts.example", "http://127.0.0.1:9");
+            let config = write(&folder, "alertmanager.yaml", &config);
+            let alertmanager = start_alertmanager(&alertmanager, &folder, &config).await;
+            let url = format!("{}/api/v2/alerts", alertmanager.url);
+            let target = format!("alertname={target},cluster=a");
+            let alerts = [source, &target].map(|text| serde_json::json!({"labels": labels(text)}));
+            let body = serde_json::to_vec(&alerts).expect("JSON");
+            let request = http().post(&url).header("content-type", "application/json").body(body);
+            assert!(request.send().await.expect("an answer").status().is_success());
+            // An alert is processed a moment after it came; both have a state then.
+            until(&format!("{source} beside {target}"), || {
+                let url = url.clone();
+                let wanted = labels(&target);
+                async move {
+                    let found = get_json(&url).await?;
+                    let found = found.as_array().cloned().unwrap_or_default();
+                    let states: Vec<&Json> = found.iter().map(|alert| &alert["status"]["state"]).collect();
+                    let target = found.iter().find(|alert| serde_json::json!(wanted) == alert["labels"]);
+                    let state = text(&target.ok_or("it is not there")?["status"]["state"]);
+                    let expected = if *is_kept_away { "suppressed" } else { "active" };
+                    let is_processed = states.len() == 2 && states.iter().all(|state| **state != "unprocessed");
+                    (is_processed && state == expected)
+                        .then_some(())
+                        .ok_or(format!("{states:?}"))
+                }
+            })
+            .await;
+        }
+    }
+}
+
+async fn start_alertmanager(program: &Path, folder: &TempDir, config: &Path) -> Server {
+    Server::start(program, |address| {
+        vec![
+            format!("--config.file={}", config.display()),
+            format!("--storage.path={}", folder.path().join("alertmanager").display()),
+            format!("--web.listen-address={address}"),
+            "--cluster.listen-address=".to_owned(),
+        ]
+    })
+    .await
 }
 
 /// kubelet's numbers of a `local` volume are dropped by what `plan` prints, and ours are there under the same name; those of
@@ -1046,7 +1175,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 
 fn words_with_hyphens(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter(|word| word.trim_start_matches('-') != "")
+        .filter(|word| !word.trim_start_matches('-').is_empty())
 }
 
 fn text(value: &Json) -> String {
