@@ -138,11 +138,7 @@ impl<R: BufRead, F: FnMut(Object) -> io::Result<()>> Cut<R, F> {
             self.nesting.step(byte);
             *out = byte;
             copied += 1;
-            (self.line, self.column) = if byte == b'\n' {
-                (line + 1, 1)
-            } else {
-                (line, column + 1)
-            };
+            (self.line, self.column) = if byte == b'\n' { (line + 1, 1) } else { (line, column + 1) };
             match byte {
                 b'"' if !in_string => self.string.clear(),
                 // One more than the field's name is enough to tell another one from it.
