@@ -173,18 +173,21 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
             uid: Some(object.persistentvolume["pvc-".len()..].to_owned()),
         }),
         name: object.persistentvolume,
-        storage_class: object.class,
+        storage_class: object.class.into(),
         source: SourceKind::HostPath,
         path: object.path,
         capacity_bytes: 10 << 30,
-        phase: "Bound".to_owned(),
-        reclaim_policy: "Delete".to_owned(),
+        phase: "Bound".into(),
+        reclaim_policy: "Delete".into(),
         created_unix_seconds: Some(1_767_322_985),
-        affinity: Some(vec![NodeSelectorTerm {
-            match_expressions: vec![selector],
-            match_fields: Vec::new(),
-        }]),
-        selected_node: Some(object.node),
+        affinity: Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![selector],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        ),
+        selected_node: Some(object.node.into()),
     }
 }
 
@@ -196,10 +199,13 @@ fn volume_of_zone(number: usize, nodes: &[Node]) -> Volume {
         values: vec![zone_name(number)],
     };
     Volume {
-        affinity: Some(vec![NodeSelectorTerm {
-            match_expressions: vec![selector],
-            match_fields: Vec::new(),
-        }]),
+        affinity: Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![selector],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        ),
         selected_node: None,
         ..volume(number, nodes)
     }

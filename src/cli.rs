@@ -2,8 +2,9 @@
 //!
 //! Every flag has an environment variable `LP_EXPORTER_*`, which is how the manifests set it; the flag wins.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -41,7 +42,7 @@ controller with --strict), 4 Kubernetes API, 5 Pushgateway, 6 plan of another ve
 ///
 /// `controller` is one run over a cluster: it lists the volumes, pushes their capacities, and makes a Job on each node that
 /// holds some. The Jobs run `worker`, which measures the volumes' directories and pushes what they use. `measure` does the
-/// same for directories of this machine and shows the result. `plan` shows what `controller` would do.
+/// same for directories of this machine and shows the result. `plan` shows what `controller` would do. `retire` deletes what no run deletes.
 #[derive(Parser)]
 #[command(name = "lp-exporter", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -61,11 +62,30 @@ pub enum Command {
     Measure(MeasureArguments),
     /// Show what a run would do, without doing it; needs no cluster where there is a dump of one
     Plan(PlanArguments),
+    /// Delete groups from the Pushgateway that no run deletes by itself: after an uninstall or a changed label
+    Retire(RetireArguments),
 }
 
 /// What both programs need to push.
 #[derive(Args, Clone)]
 pub struct PushArguments {
+    #[command(flatten)]
+    /// The server.
+    pub server: ServerArguments,
+
+    /// A label for every grouping key, so that clusters can share a Pushgateway; repeatable
+    #[arg(
+        long = "grouping-label",
+        env = "LP_EXPORTER_GROUPING_LABELS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    pub grouping_labels: Vec<GroupingLabel>,
+}
+
+/// How the Pushgateway is reached.
+#[derive(Args, Clone)]
+pub struct ServerArguments {
     /// The Pushgateway's URL; may have a path prefix, and user and password
     #[arg(
         long,
@@ -79,14 +99,77 @@ pub struct PushArguments {
     #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CA_FILE", value_name = "FILE")]
     pub pushgateway_ca_file: Option<PathBuf>,
 
-    /// A label for every grouping key, so that clusters can share a Pushgateway; repeatable
-    #[arg(
-        long = "grouping-label",
-        env = "LP_EXPORTER_GROUPING_LABELS",
-        value_name = "NAME=VALUE",
-        value_delimiter = ','
-    )]
-    pub grouping_labels: Vec<GroupingLabel>,
+    /// A PEM file with a certificate of our own, for a Pushgateway that asks for one; read again for each connection
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE", value_name = "FILE")]
+    pub pushgateway_client_certificate_file: Option<PathBuf>,
+
+    /// A PEM file with the key of that certificate
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE", value_name = "FILE")]
+    pub pushgateway_client_key_file: Option<PathBuf>,
+
+    /// The name that the Pushgateway's certificate has to be for, instead of the URL's host
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", value_name = "NAME")]
+    pub pushgateway_server_name: Option<String>,
+
+    /// A file with the user for the Pushgateway's basic authentication; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE", value_name = "FILE")]
+    pub pushgateway_username_file: Option<PathBuf>,
+
+    /// A file with that user's password; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE", value_name = "FILE")]
+    pub pushgateway_password_file: Option<PathBuf>,
+
+    /// A file with a bearer token for the Pushgateway, instead of user and password; read again for each try
+    #[arg(long, env = "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE", value_name = "FILE")]
+    pub pushgateway_bearer_token_file: Option<PathBuf>,
+
+    /// How long a request to the Pushgateway is tried at most, within the deadlines of the run [default: 60s]
+    #[arg(long, env = "LP_EXPORTER_PUSH_BUDGET", value_name = "DURATION", value_parser = parse_push_budget)]
+    pub push_budget: Option<Duration>,
+}
+
+/// The flags of `retire`.
+#[derive(Args)]
+pub struct RetireArguments {
+    #[command(flatten)]
+    /// Where the groups are.
+    pub server: ServerArguments,
+
+    /// A label that a group has, in its key or as its owner (cluster_uid, cronjob); an empty value also matches its
+    /// absence; repeatable: all have to match. Only groups of lp-exporter's jobs, and of the Python exporter's, ever match
+    #[arg(long = "match", value_name = "NAME=VALUE", required = true)]
+    pub matches: Vec<GroupMatch>,
+
+    /// Only tell what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    /// How to log.
+    pub log: LogArguments,
+}
+
+/// A label that groups have to have.
+#[derive(Clone, Debug)]
+pub struct GroupMatch {
+    /// Its name.
+    pub name: String,
+    /// Its value; empty also where there is none.
+    pub value: String,
+}
+
+impl FromStr for GroupMatch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GroupMatch, String> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok(GroupMatch {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("write NAME=VALUE, as in cluster=west".to_owned()),
+        }
+    }
 }
 
 /// How both programs log.
@@ -255,6 +338,10 @@ pub struct ControllerArguments {
     /// How many workers may run at once
     #[arg(long, env = "LP_EXPORTER_PARALLEL_JOBS", value_name = "COUNT", default_value = "50", value_parser = parse_jobs)]
     pub parallel_jobs: NonZeroUsize,
+
+    /// How many runs a node's last numbers stay when it cannot be measured
+    #[arg(long, env = "LP_EXPORTER_KEEP_RUNS", value_name = "COUNT", default_value = "12")]
+    pub keep_runs: NonZeroU32,
 
     /// End with code 3 when a node or a node-local volume was left without a number
     #[arg(long, env = "LP_EXPORTER_STRICT", value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true)]
@@ -445,6 +532,14 @@ fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
 fn parse_budget(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("in no time nothing can be measured".to_owned()),
+        Ok(budget) => Ok(budget),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_push_budget(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("in no time nothing can be pushed".to_owned()),
         Ok(budget) => Ok(budget),
         Err(error) => Err(error.to_string()),
     }

@@ -32,14 +32,18 @@ use crate::kubernetes::job;
 use crate::kubernetes::lease::{self, Claimed, Holder};
 use crate::kubernetes::watch::{self as events, Events};
 use crate::metrics::{self, Report};
+use crate::owner::Owner;
 use crate::planning::{
-    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced, plan_listed,
-    worker_environment,
+    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced,
+    filters_without_match, no_orphans, plan_listed, worker_environment,
 };
 use crate::pushgateway::group::{self, NODE_LABEL};
-use crate::pushgateway::{Group, GroupingKey, GroupingLabels, PushError, Pushgateway, groups_to_retire};
+use crate::pushgateway::{
+    Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_of_others, groups_to_retire,
+};
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
+use crate::text::one_line;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
 use crate::volumes::claims::Claims;
 use crate::volumes::node_plan::Run;
@@ -48,8 +52,6 @@ use crate::volumes::pods::PodPlaces;
 use crate::volumes::volume::{Node, NodeReason, Volume};
 use crate::worker::{pushgateway, unix_seconds};
 
-/// How long the first push may be tried: a Pushgateway that is installed together with us has to be pulled and started.
-const FIRST_PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long the other requests to the Pushgateway may be tried.
 const PUSH_BUDGET: Duration = Duration::from_secs(15);
 /// How long what is left to do may take after the run was told to end: deleting the Jobs half of it, the report, and
@@ -57,6 +59,10 @@ const PUSH_BUDGET: Duration = Duration::from_secs(15);
 const LAST_STEPS_BUDGET: Duration = Duration::from_secs(6);
 /// What the lists of the watches may take at the beginning.
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
+/// So much is shown of what somebody else wrote onto the Pushgateway.
+const OWNER_MAX_CHARS: usize = 120;
+/// How long a Pushgateway that does not check pushes may take to apply the last of them.
+const SETTLING: Duration = Duration::from_secs(1);
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Requests of one kind that are under way at once.
@@ -68,6 +74,7 @@ struct Config {
     grouping_labels: GroupingLabels,
     planning: Settings,
     parallel_jobs: usize,
+    keep_runs: u32,
     worker_environment: Vec<(&'static str, String)>,
     strict: bool,
     pod_name: Option<String>,
@@ -81,9 +88,15 @@ enum RunError {
     #[error("{0}")]
     BadConfiguration(String),
     #[error(transparent)]
-    Push(#[from] PushError),
+    Push(Box<PushError>),
     #[error("the run was ended early: {0}")]
     Interrupted(String),
+}
+
+impl From<PushError> for RunError {
+    fn from(error: PushError) -> RunError {
+        RunError::Push(Box::new(error))
+    }
 }
 
 impl RunError {
@@ -134,6 +147,7 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         push,
         planning,
         parallel_jobs,
+        keep_runs,
         strict,
         pod_name,
         log,
@@ -151,12 +165,17 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
              another name, or leave one of them away"
         );
     }
-    let worker_environment = worker_environment(Some((&push_of_worker, &pushgateway, &grouping_labels)), log);
+    let worker_environment = worker_environment(
+        Some((&push_of_worker, &pushgateway, &grouping_labels)),
+        &planning.template,
+        log,
+    );
     Ok(Config {
         pushgateway,
         grouping_labels,
         planning,
         parallel_jobs: parallel_jobs.get(),
+        keep_runs: keep_runs.get(),
         worker_environment,
         strict,
         pod_name,
@@ -252,9 +271,13 @@ async fn run(config: Config) -> Result<Exit, RunError> {
     let before_lease = async {
         let identity = identify(&cluster, config.pod_name.as_deref()).await?;
         let claimed = lease::claim(&cluster, &identity.instance, &identity.holder).await?;
-        Ok::<_, ApiError>((identity, claimed))
+        let cluster_uid = match claimed {
+            Claimed::Held(_) => cluster.uid().await?,
+            Claimed::Busy { .. } => String::new(),
+        };
+        Ok::<_, ApiError>((identity, claimed, cluster_uid))
     };
-    let (identity, claimed) = tokio::select! {
+    let (identity, claimed, cluster_uid) = tokio::select! {
         done = before_lease => done?,
         _ = terminated.recv() => return Err(RunError::Interrupted("SIGTERM".to_owned())),
     };
@@ -285,6 +308,10 @@ async fn run(config: Config) -> Result<Exit, RunError> {
     let run = Run {
         id: identity.run_id.clone(),
         started_unix_seconds,
+        owner: Owner {
+            cluster_uid,
+            cronjob: format!("{}/{}", cluster.namespace(), identity.instance),
+        },
     };
     let session = Session {
         config: &config,
@@ -366,21 +393,17 @@ impl Session<'_> {
         let found = until_stopped(&mut stopped, found).await?;
         let found = found.unwrap_or_else(|_| Err(too_slow(deadlines.controller_clock / 2).into()))?;
         log_plan(&found.plan, &self.config.planning.selection);
-        if let Some(volume) = found.plan.known_paths.unread() {
-            warn!(
-                persistentvolume = volume,
-                "no orphans are looked for: nobody knows which directory is this volume's, as it cannot be read"
-            );
+        if let Some(why) = no_orphans(&found.plan) {
+            warn!("{why}");
         }
-        if found.plan.known_paths.are_too_many() {
-            warn!(
-                "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
-            );
-        }
+        // A Pushgateway that is installed together with us has to be pulled and started: all the time that is set, then.
+        let first_push_budget = (deadlines.controller_clock / 4).min(self.config.pushgateway.budget_max());
+        let groups = self.config.pushgateway.groups(first_push_budget);
+        let groups = until_stopped(&mut stopped, groups).await??;
+        self.refuse_to_share(&groups)?;
         let names = self.config.planning.selection.claim_labels.names();
         let capacities =
             metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);
-        let first_push_budget = (deadlines.controller_clock / 4).min(FIRST_PUSH_BUDGET_MAX);
         let key = self.key(group::CONTROLLER_JOB);
         let pushed = self.config.pushgateway.put(&key, &capacities, first_push_budget);
         until_stopped(&mut stopped, pushed).await??;
@@ -391,7 +414,13 @@ impl Session<'_> {
             events,
             seen,
         } = found;
-        let (outcomes, ended) = self.measure(&plan, &image, &deadlines, events, seen).await;
+        let (mut outcomes, ended) = self.measure(&plan, &image, &deadlines, events, seen, groups).await;
+        let is_early = ended.is_some() || self.stop().is_some();
+        let groups = if is_early {
+            None
+        } else {
+            self.groups_in_the_end(&mut outcomes, &deadlines).await
+        };
         let report = Report {
             run: &self.run,
             plan: &plan,
@@ -401,10 +430,13 @@ impl Session<'_> {
             jobs_not_deleted: self.jobs_not_deleted.get(),
         };
         log_outcomes(&report);
-        let is_early = ended.is_some() || self.stop().is_some();
-        let pushed = self
-            .push_report(&report, &capacities, is_complete, is_early, &deadlines)
-            .await;
+        let is_early = is_early || self.stop().is_some();
+        let tidy = groups.as_deref().map(|groups| Tidy {
+            groups,
+            capacities: &capacities,
+            is_complete,
+        });
+        let pushed = self.push_report(&report, tidy, is_early, &deadlines).await;
         summarize(&report);
         if let Some(error) = ended {
             return Err(error.into());
@@ -437,9 +469,9 @@ impl Session<'_> {
         ])
         .boxed();
         let (volumes, claims, first) = tokio::try_join!(
-            self.cluster.list::<PersistentVolume, _>(convert::volume),
+            self.cluster.list::<PersistentVolume, _, Listed>(convert::volume),
             self.cluster
-                .list::<PersistentVolumeClaim, _>(|raw| convert::claim(raw, &label_keys)),
+                .list::<PersistentVolumeClaim, _, Listed>(|raw| convert::claim(raw, &label_keys)),
             first_lists(&mut events),
         )?;
         let FirstLists {
@@ -450,16 +482,14 @@ impl Session<'_> {
         } = first;
         // It is told when the run comes to follow what happens.
         let events = stream::iter(failed.map(Err)).chain(events).boxed();
-        let mut listed = Listed {
-            nodes,
-            ..Listed::default()
-        };
-        listed.add_volumes(volumes);
-        claims.into_iter().for_each(|claim| listed.add_claim(claim));
+        let mut listed = Listed::of(volumes, claims, nodes);
         for Unreadable { kind, name, why } in &listed.unreadable {
             warn!(kind, name, "passed over a {kind} that cannot be read: {why}");
         }
         check_only_nodes(selection, &listed.nodes).map_err(RunError::BadConfiguration)?;
+        for why in filters_without_match(&listed, selection) {
+            warn!("{why}");
+        }
         listed.pods = self.pods(&listed.volumes, &listed.claims).await?;
         let is_complete = is_complete && listed.is_complete();
         let plan = plan_listed(listed, &self.config.planning);
@@ -479,7 +509,7 @@ impl Session<'_> {
         let mut places = claims_of_unplaced(volumes, claims);
         // Nobody is asked for what nothing needs.
         if !places.is_empty() {
-            let listed = self.cluster.list::<Pod, ()>(|raw| {
+            let listed = self.cluster.list::<Pod, (), Vec<()>>(|raw| {
                 if let Some(pod) = convert::pod_on_node(raw) {
                     places.see(pod);
                 }
@@ -498,6 +528,7 @@ impl Session<'_> {
         deadlines: &Deadlines,
         events: Events,
         seen: Vec<Event>,
+        groups: Vec<Group>,
     ) -> (BTreeMap<String, Outcome>, Option<ApiError>) {
         let mut tracker = Tracker::new(&self.run.id, self.config.parallel_jobs, self.expected(plan));
         for event in seen {
@@ -512,7 +543,7 @@ impl Session<'_> {
             starting: FuturesUnordered::new(),
             deleting,
         };
-        let timed_out = self.timed_out_volumes(&tracker).await;
+        let timed_out = self.timed_out_volumes(&tracker, groups);
         let new_worker = |start: Start| self.new_worker(plan, image, deadlines, &timed_out, start);
         let ended = self
             .follow(&mut tracker, events, &mut requests, deadlines, new_worker)
@@ -533,20 +564,13 @@ impl Session<'_> {
         (tracker.outcomes(), ended)
     }
 
-    /// The volumes that had no number for want of time, by node; asked for only where a worker of an earlier run is still
+    /// The volumes that had no number for want of time, by node; looked for only where a worker of an earlier run is still
     /// there: most likely one of them holds it. Where every volume had its answer, what only the search for orphans opens
     /// may hold it, and that is looked at no more then either.
-    async fn timed_out_volumes(&self, tracker: &Tracker) -> BTreeMap<String, BTreeSet<String>> {
+    fn timed_out_volumes(&self, tracker: &Tracker, groups: Vec<Group>) -> BTreeMap<String, BTreeSet<String>> {
         if tracker.earlier_workers().next().is_none() {
             return BTreeMap::new();
         }
-        let groups = match self.config.pushgateway.groups(PUSH_BUDGET).await {
-            Ok(groups) => groups,
-            Err(error) => {
-                warn!("{error}; what hangs on nodes whose earlier workers do not end is not known");
-                return BTreeMap::new();
-            }
-        };
         let of_node = |group: Group| {
             let node = group.labels.get(NODE_LABEL)?.clone();
             let is_ours =
@@ -776,8 +800,7 @@ impl Session<'_> {
     async fn push_report(
         &self,
         report: &Report<'_>,
-        capacities: &Body,
-        is_complete: bool,
+        tidy: Option<Tidy<'_>>,
         is_early: bool,
         deadlines: &Deadlines,
     ) -> Result<(), RunError> {
@@ -801,7 +824,8 @@ impl Session<'_> {
                 );
                 pushgateway.put(&key, &success, self.left(deadlines)).await?;
             }
-            let tidied = self.tidy(report.plan, capacities, is_complete);
+            let Some(tidy) = tidy else { return Ok(()) };
+            let tidied = self.tidy(report.plan, tidy);
             if tokio::time::timeout(self.left(deadlines), tidied).await.is_err() {
                 warn!("not everything could be retired in time; the next run retires what is left");
             }
@@ -828,42 +852,153 @@ impl Session<'_> {
         }
     }
 
-    /// Looks at what the Pushgateway holds now: puts the capacities again if it lost them in mid-run (it was replaced by one
-    /// without memory), and, where everything could be read, deletes the groups of nodes that have no volumes any more. What
-    /// fails is tried again by the next run.
-    async fn tidy(&self, plan: &Plan, capacities: &Body, is_complete: bool) {
+    /// Puts the capacities again if the Pushgateway lost them in mid-run (it was replaced by one without memory), and, where
+    /// everything could be read, deletes what has outlived its node. What fails is tried again by the next run.
+    async fn tidy(&self, plan: &Plan, tidy: Tidy<'_>) {
+        let Tidy {
+            groups,
+            capacities,
+            is_complete,
+        } = tidy;
         let Config {
             pushgateway,
-            grouping_labels,
+            planning,
+            keep_runs,
             ..
         } = self.config;
-        let groups = match pushgateway.groups(PUSH_BUDGET).await {
-            Ok(groups) => groups,
-            Err(error) => {
-                warn!("{error}; groups of nodes without volumes stay until the next run");
-                return;
-            }
-        };
-        let key = self.key(group::CONTROLLER_JOB);
-        if !groups
-            .iter()
-            .any(|group| GroupingKey::from_labels(&group.labels).as_ref() == Some(&key))
-        {
+        if !self.holds_ours(groups, &self.key(group::CONTROLLER_JOB)) {
             warn!("the Pushgateway lost what this run had pushed; the capacities are pushed again");
+            let key = self.key(group::CONTROLLER_JOB);
             if let Err(error) = pushgateway.put(&key, capacities, PUSH_BUDGET).await {
                 warn!("{error}");
             }
         }
-        if !is_complete || self.config.planning.selection.is_partial() {
+        if !is_complete || planning.selection.is_partial() {
             return;
         }
-        for key in groups_to_retire(&groups, grouping_labels, &plan.nodes_with_volumes()) {
+        let nodes = Nodes {
+            with_volumes: &plan.nodes_with_volumes(),
+            wanted: &plan.nodes.iter().map(|node| node.name.clone()).collect(),
+            kept_since_unix_seconds: self.run.started_unix_seconds
+                - planning.interval.as_secs_f64() * f64::from(*keep_runs),
+        };
+        for (key, why) in groups_to_retire(groups, self.ours(), nodes) {
             match pushgateway.delete(&key, PUSH_BUDGET).await {
-                Ok(()) => info!("retired {}: its node holds no volumes any more", key.path()),
+                Ok(()) => info!("retired {}: {why}", key.path()),
                 Err(error) => warn!("{error}"),
             }
         }
     }
+
+    /// The groups that the Pushgateway holds when all workers are done, if it tells. A node whose numbers it lost meanwhile
+    /// was measured for nothing, and the report says so.
+    async fn groups_in_the_end(
+        &self,
+        outcomes: &mut BTreeMap<String, Outcome>,
+        deadlines: &Deadlines,
+    ) -> Option<Vec<Group>> {
+        let budget = PUSH_BUDGET.min(self.left(deadlines) / 4);
+        let mut seen = None;
+        // A server that does not check pushes answers before it has applied them.
+        for pause in [Duration::ZERO, SETTLING] {
+            tokio::time::sleep(pause).await;
+            match self.config.pushgateway.groups(budget).await {
+                Ok(groups) => {
+                    let lost = self.nodes_lost(outcomes, &groups);
+                    let is_whole = lost.is_empty() && self.holds_ours(&groups, &self.key(group::CONTROLLER_JOB));
+                    seen = Some((groups, lost));
+                    if is_whole {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    warn!(
+                        "{error}; whether the Pushgateway still has this run's numbers is not known, and nothing is retired"
+                    );
+                    return None;
+                }
+            }
+        }
+        let (groups, lost) = seen?;
+        for node in lost {
+            let outcome = outcomes.remove(&node);
+            let summary = outcome.and_then(|outcome| match outcome {
+                Outcome::Measured(summary) | Outcome::NotMeasured { summary, .. } => summary,
+            });
+            outcomes.insert(
+                node,
+                Outcome::NotMeasured {
+                    reason: NodeReason::NumbersLost,
+                    detail:
+                        "the Pushgateway was restarted during the run and has no memory of what was pushed before; \
+                             give it a disk (--persistence.file)"
+                            .to_owned(),
+                    summary,
+                },
+            );
+        }
+        Some(groups)
+    }
+
+    /// The nodes that were measured and whose numbers the Pushgateway does not have.
+    fn nodes_lost(&self, outcomes: &BTreeMap<String, Outcome>, groups: &[Group]) -> Vec<String> {
+        let held: BTreeSet<GroupingKey> = groups
+            .iter()
+            .filter(|group| self.is_of_this_run(group))
+            .filter_map(|group| GroupingKey::from_labels(&group.labels))
+            .collect();
+        let is_lost = |node: &str| !held.contains(&GroupingKey::for_node(node, &self.config.grouping_labels));
+        outcomes
+            .iter()
+            .filter(|(node, outcome)| matches!(outcome, Outcome::Measured(_)) && is_lost(node))
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+
+    fn holds_ours(&self, groups: &[Group], key: &GroupingKey) -> bool {
+        groups
+            .iter()
+            .any(|group| self.is_of_this_run(group) && GroupingKey::from_labels(&group.labels).as_ref() == Some(key))
+    }
+
+    fn is_of_this_run(&self, group: &Group) -> bool {
+        group.run_start_seconds == Some(self.run.started_unix_seconds)
+    }
+
+    fn ours(&self) -> Ours<'_> {
+        Ours {
+            grouping_labels: &self.config.grouping_labels,
+            owner: &self.run.owner,
+        }
+    }
+
+    /// Nothing is pushed where another cluster or another instance pushes.
+    fn refuse_to_share(&self, groups: &[Group]) -> Result<(), RunError> {
+        let others = groups_of_others(groups, self.ours());
+        let Some((key, owner)) = others.first() else {
+            return Ok(());
+        };
+        Err(RunError::BadConfiguration(format!(
+            "{} of the Pushgateway's groups lie where this run would push and are of another one: {} is of {}, and this is \
+             {}. Give each its own label (--grouping-label, as in cluster=west), in all places. If the other one is \
+             gone, take its groups away: lp-exporter retire --match cluster_uid={} --match cronjob={}",
+            others.len(),
+            key.path(),
+            one_line(&owner.to_string(), 3 * OWNER_MAX_CHARS),
+            self.run.owner,
+            one_line(&owner.cluster_uid, OWNER_MAX_CHARS),
+            one_line(&owner.cronjob, OWNER_MAX_CHARS),
+        )))
+    }
+}
+
+/// What is left to do on the Pushgateway at the end of a run.
+struct Tidy<'a> {
+    /// What it holds.
+    groups: &'a [Group],
+    capacities: &'a Body,
+    /// Whether every object could be read.
+    is_complete: bool,
 }
 
 /// Says where the right to list pods is to be had: only `--locate-by-pods` needs it.

@@ -15,6 +15,7 @@ use std::thread;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -35,6 +36,8 @@ const BATCH_BYTES: usize = 128 * 1024;
 const BATCHES_WAITING: usize = 8;
 /// The longest kind that is told, with its version.
 const KIND_MAX_CHARS: usize = 100;
+/// The kind of what says none.
+const NO_KIND: &str = "(no kind)";
 /// Kinds that are told by their name: a dump of a whole cluster may have hundreds.
 const KINDS_TOLD: usize = 20;
 /// What Windows puts before a text.
@@ -132,9 +135,18 @@ impl Dump {
                 dump
             });
             let read = read_list(start.as_slice().chain(reader), hand_over);
-            let dump = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
-            read.map(|()| dump)
+            let mut dump = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
+            dump.add_others(read?);
+            Ok(dump)
         })
+    }
+
+    /// Counts items that are no objects.
+    fn add_others(&mut self, others: usize) {
+        self.objects += others;
+        if others > 0 {
+            *self.other_kinds.entry(NO_KIND.to_owned()).or_default() += others;
+        }
     }
 
     fn add(&mut self, raw: &RawValue, reading: &mut Reading) {
@@ -159,7 +171,7 @@ impl Dump {
             ("storage.k8s.io/v1", "StorageClass") => self.not_needed += 1,
             (version, kind) => {
                 let kind = match (version, kind) {
-                    (_, "") => "(no kind)".to_owned(),
+                    (_, "") => NO_KIND.to_owned(),
                     ("v1", kind) => one_line(kind, KIND_MAX_CHARS),
                     (version, kind) => one_line(&format!("{version} {kind}"), KIND_MAX_CHARS),
                 };
@@ -175,8 +187,8 @@ impl Dump {
     }
 }
 
-/// Reads a List, and hands its objects over, some at a time.
-fn read_list(reader: impl BufRead, hand_over: SyncSender<Vec<Box<RawValue>>>) -> Result<(), DumpError> {
+/// Reads a List, and hands its objects over, some at a time. Returns how many items are no objects.
+fn read_list(reader: impl BufRead, hand_over: SyncSender<Vec<Box<RawValue>>>) -> Result<usize, DumpError> {
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
     let mut refused = None;
@@ -197,14 +209,14 @@ fn read_list(reader: impl BufRead, hand_over: SyncSender<Vec<Box<RawValue>>>) ->
         }
     });
     let mut deserializer = serde_json::Deserializer::from_reader(BufReader::new(list));
-    let read = List::deserialize(&mut deserializer).and_then(|List| deserializer.end());
+    let read = List::deserialize(&mut deserializer).and_then(|list| deserializer.end().map(|()| list.others));
     drop(deserializer);
     if let Some(error) = refused {
         return Err(error);
     }
-    read.map_err(|error| DumpError::from_json(error, 1, 1))?;
+    let others = read.map_err(|error| DumpError::from_json(error, 1, 1))?;
     let _ = hand_over.send(batch);
-    Ok(())
+    Ok(others)
 }
 
 /// What was taken for an object, if it is well-formed.
@@ -246,7 +258,10 @@ impl DumpError {
 }
 
 /// A List whose objects were taken out of it.
-struct List;
+struct List {
+    /// How many items are no objects.
+    others: usize,
+}
 
 impl<'de> Deserialize<'de> for List {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<List, D::Error> {
@@ -264,37 +279,35 @@ impl<'de> Visitor<'de> for ListVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<List, A::Error> {
-        let (mut kind, mut has_items) = (None, false);
+        let (mut kind, mut items) = (None, None);
         while let Some(field) = fields.next_key::<String>()? {
             match field.as_str() {
-                "items" if has_items => return Err(de::Error::duplicate_field("items")),
-                "items" => {
-                    has_items = true;
-                    fields.next_value::<Items>()?;
-                }
+                "items" if items.is_some() => return Err(de::Error::duplicate_field("items")),
+                "items" => items = Some(fields.next_value::<Items>()?),
                 "kind" => kind = Some(fields.next_value::<String>()?),
                 _ => {
                     fields.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        match (kind.as_deref(), has_items) {
-            (Some("List"), true) => Ok(List),
-            (Some(kind), _) if kind != "List" => {
+        match (kind.as_deref(), items) {
+            (Some("List"), Some(Items { others })) => Ok(List { others }),
+            (Some("List"), None) => Err(de::Error::missing_field("items")),
+            (Some(kind), _) => {
                 let kind = one_line(kind, KIND_MAX_CHARS);
                 Err(de::Error::custom(format_args!(
                     "it is of the kind {kind:?}, not a List"
                 )))
             }
             (None, _) => Err(de::Error::missing_field("kind")),
-            (_, false) => Err(de::Error::missing_field("items")),
-            (Some(_), true) => unreachable!("the two arms above divide the kinds"),
         }
     }
 }
 
-/// The objects of a List: what is left of them, and nothing else.
-struct Items;
+/// What is left of the items of a List.
+struct Items {
+    others: usize,
+}
 
 impl<'de> Deserialize<'de> for Items {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Items, D::Error> {
@@ -312,15 +325,19 @@ impl<'de> Visitor<'de> for ItemsVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Items, A::Error> {
-        while items.next_element::<Emptied>()?.is_some() {}
-        Ok(Items)
+        let mut others = 0;
+        while let Some(item) = items.next_element::<Value>()? {
+            match item {
+                Value::Object(fields) if fields.is_empty() => {}
+                Value::Object(_) => {
+                    return Err(de::Error::custom("the name of the field \"items\" has an escape in it"));
+                }
+                _ => others += 1,
+            }
+        }
+        Ok(Items { others })
     }
 }
-
-/// An object without its fields.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object")]
-struct Emptied {}
 
 /// What says of which type an object is.
 #[derive(Default)]

@@ -117,6 +117,7 @@ mod tests {
             run: Run {
                 id: String::new(),
                 started_unix_seconds: 0.0,
+                owner: crate::owner::Owner::default(),
             },
             node: "n".to_owned(),
             budget_seconds: 1.0,

@@ -43,10 +43,12 @@ pub mod kubernetes;
 pub mod measure;
 pub mod metrics;
 pub mod orphans;
+pub mod owner;
 pub mod plan;
 pub mod planning;
 pub mod pushgateway;
 mod redact;
+pub mod retire;
 mod run_log;
 pub mod summary;
 pub mod text;
@@ -92,6 +94,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Measure(arguments) => {
             log_to_stderr(arguments.log);
             measure::main(arguments).into()
+        }
+        Command::Retire(arguments) => {
+            log_to_stderr(arguments.log);
+            retire::main(arguments).into()
         }
         Command::Plan(arguments) => {
             log_to_stderr(arguments.log);

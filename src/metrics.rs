@@ -12,6 +12,7 @@ use lp_measure::{FileSystem, Measurement, State};
 use crate::exposition::{Body, Exposition, Family};
 use crate::file_systems::{BaseFileSystem, available_bytes};
 use crate::orphans::{self, Orphan};
+use crate::owner::Owner;
 use crate::tracker::Outcome;
 use crate::volumes::collect::{Collect, Collected};
 use crate::volumes::node_plan::{NodePlan, PlannedVolume, Run};
@@ -173,6 +174,11 @@ const BUILD_INFO: Family = Family {
     help: "The version of the program that pushed this group; always 1.",
     labels: &["version"],
 };
+const OWNER: Family = Family {
+    name: Owner::FAMILY,
+    help: "Whose the group is; always 1.",
+    labels: Owner::LABELS,
+};
 const RUN_START: Family = Family {
     name: "lp_exporter_run_start_timestamp_seconds",
     help: "When the run began that this group is from, in seconds since 1970, by the controller's clock.",
@@ -301,6 +307,7 @@ pub const FAMILIES: &[&Family] = &[
     &MEASURED_TIMESTAMP,
     &WORKER_DURATION,
     &BUILD_INFO,
+    &OWNER,
     &RUN_START,
     &INTERVAL,
     &NODE_EXPECTED,
@@ -474,6 +481,8 @@ pub struct Found {
     /// For each base of the plan, in the plan's order, the directories without an owner below it; `None` where that cannot be
     /// told.
     pub orphans: Vec<Option<Vec<Orphan>>>,
+    /// Why not, one text for each cause.
+    pub orphans_not_told: Vec<String>,
 }
 
 impl Found {
@@ -491,6 +500,7 @@ pub fn usage_group(plan: &NodePlan, found: &Found, times: WorkerTimes) -> Body {
         volumes,
         file_systems,
         orphans,
+        orphans_not_told: _,
     } = found;
     let collects = |one| plan.collect.contains(one);
     let mut exposition = Exposition::new();
@@ -739,6 +749,7 @@ pub fn success_group(run: &Run, ended_unix_seconds: f64) -> Body {
 
 /// What every group says.
 fn finish(mut exposition: Exposition, run: &Run) -> Body {
+    exposition.family(&OWNER, [([&*run.owner.cluster_uid, &*run.owner.cronjob], 1.0)]);
     exposition.value(&RUN_START, run.started_unix_seconds);
     exposition.family(&BUILD_INFO, [([VERSION], 1.0)]);
     exposition.finish()
@@ -759,11 +770,11 @@ mod tests {
         };
         let known = SkippedFacts {
             claim: Some(("shop".to_owned(), "data".to_owned())),
-            storage_class: "fast".to_owned(),
+            storage_class: "fast".into(),
             node: Some("n1".to_owned()),
             source: Some(SourceKind::Local),
-            phase: "Bound".to_owned(),
-            reclaim_policy: "Retain".to_owned(),
+            phase: "Bound".into(),
+            reclaim_policy: "Retain".into(),
             created_unix_seconds: Some(1_700_000_000),
             shared: true,
             claim_labels: vec!["a".to_owned()],

@@ -15,15 +15,15 @@ use comfy_table::{CellAlignment, Table, presets};
 use k8s_openapi::api::core::v1::{Node as NodeObject, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde::Serialize;
 
-use crate::cli::{LogArguments, PlanArguments, PlanFormat, PushArguments};
+use crate::cli::{LogArguments, PlanArguments, PlanFormat, PushArguments, ServerArguments};
 use crate::deadlines::deadlines;
 use crate::dump::Dump;
 use crate::exit::Exit;
 use crate::kubernetes::client::{ApiError, Cluster};
 use crate::kubernetes::{convert, job};
 use crate::planning::{
-    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced, plan_listed,
-    worker_environment,
+    Attempt, INSTANCE, Listed, Settings, Unreadable, Workers, check_only_nodes, claims_of_unplaced,
+    filters_without_match, no_orphans, plan_listed, worker_environment,
 };
 use crate::redact::Redactor;
 use crate::text::{one_line, tell};
@@ -88,12 +88,23 @@ pub fn main(arguments: PlanArguments) -> Exit {
         log,
     } = arguments;
     let push = pushgateway_url.map(|pushgateway_url| PushArguments {
-        pushgateway_url,
-        pushgateway_ca_file: None,
+        server: ServerArguments {
+            pushgateway_url,
+            pushgateway_ca_file: None,
+            pushgateway_client_certificate_file: None,
+            pushgateway_client_key_file: None,
+            pushgateway_server_name: None,
+            pushgateway_username_file: None,
+            pushgateway_password_file: None,
+            pushgateway_bearer_token_file: None,
+            push_budget: None,
+        },
         grouping_labels,
     });
-    let prepared =
-        Settings::new(planning).and_then(|settings| Ok((settings, environment_of_workers(push, log, redact)?)));
+    let prepared = Settings::new(planning).and_then(|settings| {
+        let environment = environment_of_workers(push, &settings.template, log, redact)?;
+        Ok((settings, environment))
+    });
     let (settings, environment) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return failed(&error, Exit::BadConfiguration),
@@ -117,7 +128,9 @@ pub fn main(arguments: PlanArguments) -> Exit {
     if let Err(why) = check_only_nodes(&settings.selection, &listed.nodes) {
         return failed(&anyhow::Error::msg(why), Exit::BadConfiguration);
     }
+    let unmatched = filters_without_match(&listed, &settings.selection);
     let plan = plan_listed(listed, &settings);
+    note_oddities(&plan, unmatched, redact);
     let shown = Shown::new(plan, settings, namespace, environment, redact);
     let written = shown.and_then(|shown| Ok(shown.write(output)?));
     match written {
@@ -146,14 +159,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// What the workers would be told. Of what is given to others, only that something stands there.
 fn environment_of_workers(
     push: Option<PushArguments>,
+    template: &job::Template,
     log: LogArguments,
     redact: bool,
 ) -> anyhow::Result<Vec<(&'static str, String)>> {
     let Some(arguments) = push else {
-        return Ok(worker_environment(None, log));
+        return Ok(worker_environment(None, template, log));
     };
     let (pushgateway, labels) = pushgateway(arguments.clone())?;
-    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), log);
+    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), template, log);
     let redacted = |(name, value): (&'static str, String)| match name {
         "LP_EXPORTER_PUSHGATEWAY_URL" | "LP_EXPORTER_GROUPING_LABELS" if redact => (name, "redacted".to_owned()),
         _ => (name, value),
@@ -195,6 +209,22 @@ fn read_dump(file: &Path, settings: &Settings, redact: bool) -> anyhow::Result<L
     Ok(listed)
 }
 
+/// What a run would warn of.
+fn note_oddities(plan: &Plan, unmatched: Vec<String>, redact: bool) {
+    if !redact {
+        unmatched.iter().for_each(|why| tell(&format!("note: {why}")));
+    }
+    match no_orphans(plan) {
+        Some(_) if redact => tell("note: no orphans would be looked for"),
+        Some(why) => tell(&format!("note: {why}")),
+        None => {}
+    }
+    let lost = plan.claims_lost.len();
+    if lost > 0 {
+        tell(&format!("note: the volumes of {lost} claims are gone (Lost)"));
+    }
+}
+
 fn note_unreadable(unreadable: &[Unreadable], redact: bool) {
     let mut by_kind: BTreeMap<&str, Vec<&Unreadable>> = BTreeMap::new();
     for one in unreadable {
@@ -225,19 +255,17 @@ fn list(settings: &Settings) -> Result<(Listed, String), ListError> {
     let all = runtime.block_on(async {
         let cluster = Cluster::connect(settings.namespace.clone()).await?;
         let label_keys = settings.selection.label_keys();
-        let mut listed = Listed::default();
-        let volumes = cluster.list::<PersistentVolume, _>(convert::volume).await?;
-        listed.add_volumes(volumes);
-        let claims = cluster
-            .list::<PersistentVolumeClaim, _>(|raw| convert::claim(raw, &label_keys))
+        let volumes: Listed = cluster.list::<PersistentVolume, _, _>(convert::volume).await?;
+        let claims: Listed = cluster
+            .list::<PersistentVolumeClaim, _, _>(|raw| convert::claim(raw, &label_keys))
             .await?;
-        claims.into_iter().for_each(|claim| listed.add_claim(claim));
-        let nodes = cluster.list::<NodeObject, _>(convert::undecoded_node).await?;
+        let mut listed = Listed::of(volumes, claims, Vec::new());
+        let nodes = cluster.list::<NodeObject, _, Vec<_>>(convert::undecoded_node).await?;
         nodes.into_iter().for_each(|node| listed.add_node(node));
         if settings.locate_by_pods {
             let mut places = claims_of_unplaced(&listed.volumes, &listed.claims);
             if !places.is_empty() {
-                let pods = cluster.list::<Pod, _>(convert::pod_on_node).await?;
+                let pods = cluster.list::<Pod, _, Vec<_>>(convert::pod_on_node).await?;
                 pods.into_iter().flatten().for_each(|pod| places.see(pod));
             }
             listed.pods = Some(places);
@@ -276,6 +304,7 @@ impl Shown {
         let run = Run {
             id: RUN_ID.to_owned(),
             started_unix_seconds: 0.0,
+            owner: crate::owner::Owner::default(),
         };
         let mut shown = Shown {
             plan,

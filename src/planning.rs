@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use k8s_openapi::api::batch::v1::Job;
 use tracing::warn;
+use url::Url;
 
 use crate::cli::{
     LogArguments, LogFormat, LogLevel, PlanningArguments, PushArguments, SelectionArguments, TellingArguments,
@@ -25,7 +26,7 @@ use crate::volumes::plan::{self, Collecting, Plan, PlannedNode, Surroundings};
 use crate::volumes::pods::{PodPlaces, needs_pods};
 use crate::volumes::selection::{ClaimLabels, Selection};
 use crate::volumes::selector::Selector;
-use crate::volumes::volume::{Node, SkipReason, Skipped, Volume};
+use crate::volumes::volume::{Alike, Node, SkipReason, Skipped, Volume};
 
 /// The name of the instance where no CronJob gives one.
 pub const INSTANCE: &str = "lp-exporter";
@@ -34,6 +35,21 @@ pub const INSTANCE: &str = "lp-exporter";
 const MESSAGE_MAX_CHARS: usize = 1000;
 /// How many volumes are planned before the memory of their list is given back: about 1 MB.
 const VOLUMES_A_SHRINK: usize = 4096;
+
+/// The variable with the URL.
+const URL: &str = "LP_EXPORTER_PUSHGATEWAY_URL";
+/// Those that say who we are.
+const CREDENTIALS: [&str; 3] = [
+    "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE",
+];
+/// Those that name certificates.
+const CERTIFICATES: [&str; 3] = [
+    "LP_EXPORTER_PUSHGATEWAY_CA_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE",
+    "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE",
+];
 
 /// What decides which Jobs a run makes.
 pub struct Settings {
@@ -87,6 +103,10 @@ impl Settings {
             claim_labels,
         } = telling;
         let claim_labels = ClaimLabels::new(set(claim_labels)).context("--claim-label")?;
+        // An unset variable in somebody's script would make it a run for all nodes.
+        if selection.only_nodes.iter().any(|name| name.trim().is_empty()) {
+            anyhow::bail!("--only-node: an empty name; name a node, or leave the flag away");
+        }
         let (selection, locate_by_pods) = select(selection, claim_labels);
         // Refuses what cannot be before anything is asked of anybody.
         deadlines(interval, None)?;
@@ -148,41 +168,25 @@ pub struct Listed {
     pub pods: Option<PodPlaces>,
     /// Claims and nodes that could not be read.
     pub unreadable: Vec<Unreadable>,
-}
-
-/// A claim or a node that could not be read.
-pub struct Unreadable {
-    /// `PersistentVolumeClaim` or `Node`.
-    pub kind: &'static str,
-    /// Its name, as far as it can be told.
-    pub name: String,
-    /// What is wrong with it.
-    pub why: String,
+    alike: Alike,
 }
 
 impl Listed {
-    /// Takes a volume as it was read.
-    pub fn add_volume(&mut self, volume: Result<Volume, Skipped>) {
-        match volume {
-            Ok(volume) => self.volumes.push(volume),
-            Err(skipped) => self.skipped.push(skipped),
+    /// The volumes of one list with the claims of another, and these nodes.
+    pub fn of(volumes: Listed, claims: Listed, nodes: Vec<Node>) -> Listed {
+        Listed {
+            claims: claims.claims,
+            unreadable: claims.unreadable,
+            nodes,
+            ..volumes
         }
     }
 
-    /// Takes all volumes of a list. Where none was taken before, their memory is used on: of 100,000 volumes that is 30 MB.
-    pub fn add_volumes(&mut self, volumes: Vec<Result<Volume, Skipped>>) {
-        let skipped = &mut self.skipped;
-        let readable = volumes.into_iter().filter_map(|volume| match volume {
-            Ok(volume) => Some(volume),
-            Err(one) => {
-                skipped.push(one);
-                None
-            }
-        });
-        if self.volumes.is_empty() {
-            self.volumes = readable.collect();
-        } else {
-            self.volumes.extend(readable);
+    /// Takes a volume as it was read.
+    pub fn add_volume(&mut self, volume: Result<Volume, Skipped>) {
+        match volume {
+            Ok(volume) => self.volumes.push(self.alike.hold(volume)),
+            Err(skipped) => self.skipped.push(skipped),
         }
     }
 
@@ -222,6 +226,28 @@ impl Listed {
     }
 }
 
+impl Extend<Result<Volume, Skipped>> for Listed {
+    fn extend<I: IntoIterator<Item = Result<Volume, Skipped>>>(&mut self, volumes: I) {
+        volumes.into_iter().for_each(|volume| self.add_volume(volume));
+    }
+}
+
+impl Extend<Result<Claim, (String, String)>> for Listed {
+    fn extend<I: IntoIterator<Item = Result<Claim, (String, String)>>>(&mut self, claims: I) {
+        claims.into_iter().for_each(|claim| self.add_claim(claim));
+    }
+}
+
+/// A claim or a node that could not be read.
+pub struct Unreadable {
+    /// `PersistentVolumeClaim` or `Node`.
+    pub kind: &'static str,
+    /// Its name, as far as it can be told.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
 /// Plans a run: every volume that was listed is in the plan, on a node or with a reason.
 pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
     let Listed {
@@ -231,6 +257,7 @@ pub fn plan_listed(listed: Listed, settings: &Settings) -> Plan {
         nodes,
         pods,
         unreadable: _,
+        alike: _,
     } = listed;
     let surroundings = Surroundings {
         claims: &claims,
@@ -259,9 +286,12 @@ fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
     })
 }
 
-/// What the workers are told by their environment. User and password of the URL stay here: a Job can be read by many.
+/// What the workers are told by their environment. What is secret stays here, for a Job can be read by many, and so do the
+/// names of files, which a worker has only where the template mounts them: there the variables are to be set. Whoever has
+/// forgotten that is told.
 pub fn worker_environment(
     push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
+    template: &Template,
     log: LogArguments,
 ) -> Vec<(&'static str, String)> {
     let level = match log.log_level {
@@ -276,19 +306,23 @@ pub fn worker_environment(
     };
     let mut environment = Vec::new();
     if let Some((arguments, pushgateway, _)) = push {
-        if arguments.pushgateway_ca_file.is_some() {
+        let forgotten = secrets_forgotten(arguments, template);
+        if !forgotten.is_empty() {
             warn!(
-                "the Pushgateway's CA file is not given to the workers: mount it in the Job template and set \
-                 LP_EXPORTER_PUSHGATEWAY_CA_FILE there"
+                "the workers are not given {}: set in the Job template what the controller has, from a mounted Secret",
+                forgotten.join(", ")
             );
         }
-        if arguments.pushgateway_url.contains('@') {
-            warn!(
-                "user and password of the Pushgateway's URL are not given to the workers: set \
-                 LP_EXPORTER_PUSHGATEWAY_URL from a Secret in the Job template"
-            );
+        environment.push((URL, pushgateway.url().to_owned()));
+        // Another URL has another name.
+        let server_name = arguments.server.pushgateway_server_name.as_ref();
+        if let Some(name) = server_name.filter(|_| !template.sets_variable(URL)) {
+            environment.push(("LP_EXPORTER_PUSHGATEWAY_SERVER_NAME", name.clone()));
         }
-        environment.push(("LP_EXPORTER_PUSHGATEWAY_URL", pushgateway.url().to_owned()));
+        if let Some(budget) = arguments.server.push_budget {
+            let budget = humantime::format_duration(budget).to_string();
+            environment.push(("LP_EXPORTER_PUSH_BUDGET", budget));
+        }
     }
     environment.push(("LP_EXPORTER_LOG_LEVEL", level.to_owned()));
     environment.push(("LP_EXPORTER_LOG_FORMAT", format.to_owned()));
@@ -297,6 +331,40 @@ pub fn worker_environment(
         environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
     }
     environment
+}
+
+/// What the controller has, and nothing in the template gives to the workers.
+fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'static str> {
+    // Whoever takes variables from a Secret as a whole does not name them.
+    if template.takes_variables_from_elsewhere() {
+        return Vec::new();
+    }
+    let url = Url::parse(&arguments.server.pushgateway_url).ok();
+    let is_in_url = url.is_some_and(|url| !url.username().is_empty() || url.password().is_some());
+    let credentials = [
+        arguments.server.pushgateway_username_file.is_some(),
+        arguments.server.pushgateway_password_file.is_some(),
+        arguments.server.pushgateway_bearer_token_file.is_some(),
+    ];
+    let credentials = CREDENTIALS.into_iter().zip(credentials);
+    let credentials = credentials.chain([("user and password of LP_EXPORTER_PUSHGATEWAY_URL", is_in_url)]);
+    // The workers may say who they are in another way than the controller.
+    let say_who_they_are = CREDENTIALS
+        .iter()
+        .chain([&URL])
+        .any(|name| template.sets_variable(name));
+    let certificates = [
+        arguments.server.pushgateway_ca_file.is_some(),
+        arguments.server.pushgateway_client_certificate_file.is_some(),
+        arguments.server.pushgateway_client_key_file.is_some(),
+    ];
+    let certificates = CERTIFICATES.into_iter().zip(certificates);
+    let forgotten_credentials = credentials.filter(|(_, is_set)| *is_set && !say_who_they_are);
+    let forgotten_certificates = certificates.filter(|(name, is_set)| *is_set && !template.sets_variable(name));
+    forgotten_credentials
+        .chain(forgotten_certificates)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// What the Jobs of a run have in common.
@@ -429,6 +497,60 @@ pub fn check_only_nodes(selection: &Selection, nodes: &[Node]) -> Result<(), Str
     Err(one_line(&message, MESSAGE_MAX_CHARS))
 }
 
+/// Filters that name what is not there: mostly a typing error, which would leave everything out without a word. Names only
+/// fit to be shown.
+pub fn filters_without_match(listed: &Listed, selection: &Selection) -> Vec<String> {
+    let nodes: BTreeSet<&str> = listed.nodes.iter().map(|node| node.name.as_str()).collect();
+    let classes: BTreeSet<&str> = listed.volumes.iter().map(|volume| &*volume.storage_class).collect();
+    let claims = listed.volumes.iter().filter_map(|volume| volume.claim.as_ref());
+    let namespaces: BTreeSet<&str> = claims.map(|claim| claim.namespace.as_str()).collect();
+    let wanted = [
+        ("--node", &selection.nodes, nodes, "node of the cluster"),
+        (
+            "--storage-class",
+            &selection.storage_classes,
+            classes,
+            "storage class of a node-local volume",
+        ),
+        (
+            "--claim-namespace",
+            &selection.namespaces,
+            namespaces,
+            "namespace with a claim of a node-local volume",
+        ),
+    ];
+    let mut told = Vec::new();
+    for (flag, wanted, there, what) in wanted {
+        let missing: Vec<&str> = wanted
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !there.contains(name))
+            .collect();
+        if !missing.is_empty() {
+            let message = format!("{flag} names what is no {what}: {}", missing.join(", "));
+            told.push(one_line(&message, MESSAGE_MAX_CHARS));
+        }
+    }
+    told
+}
+
+/// Why no worker looks for directories that no volume owns, if none does.
+pub fn no_orphans(plan: &Plan) -> Option<String> {
+    if let Some(volume) = plan.known_paths.unread() {
+        let volume = one_line(volume, MESSAGE_MAX_CHARS);
+        Some(format!(
+            "no orphans are looked for: nobody knows which directory is the volume {volume}'s, as it cannot be read"
+        ))
+    } else if plan.known_paths.are_too_many() {
+        Some(
+            "no orphans are looked for: more volumes may lie on any node than their paths can be sent to each worker"
+                .to_owned(),
+        )
+    } else {
+        None
+    }
+}
+
 /// The claims whose pods are to be asked where their volumes lie, because nothing else says so.
 pub fn claims_of_unplaced(volumes: &[Volume], claims: &Claims) -> PodPlaces {
     let claims = volumes
@@ -437,4 +559,67 @@ pub fn claims_of_unplaced(volumes: &[Volume], claims: &Claims) -> PodPlaces {
         .filter_map(|volume| claims.of(volume))
         .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
     PodPlaces::of_claims(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn arguments(flags: &[&str]) -> PushArguments {
+        let given = ["lp-exporter", "worker", "--plan=x"].iter().chain(flags);
+        match Cli::try_parse_from(given).map(|cli| cli.command) {
+            Ok(Command::Worker(arguments)) => arguments.push,
+            Ok(_) => panic!("{flags:?} is another program"),
+            Err(error) => panic!("{flags:?}: {error}"),
+        }
+    }
+
+    #[test]
+    fn what_the_workers_are_not_given_is_told() {
+        const IN_URL: &str = "--pushgateway-url=https://user:word@host";
+        const PLAIN: &str = "--pushgateway-url=https://host/a@b";
+        const BASIC: [&str; 3] = [PLAIN, "--pushgateway-username-file=u", "--pushgateway-password-file=p"];
+        const CERTIFICATES: [&str; 4] = [
+            PLAIN,
+            "--pushgateway-ca-file=a",
+            "--pushgateway-client-certificate-file=c",
+            "--pushgateway-client-key-file=k",
+        ];
+        let env = |name: &str| format!("        env: [{{name: LP_EXPORTER_PUSHGATEWAY_{name}, value: x}}]");
+        for (flags, of_container, expected) in [
+            (&[PLAIN][..], String::new(), &[][..]),
+            (
+                &[IN_URL],
+                String::new(),
+                &["user and password of LP_EXPORTER_PUSHGATEWAY_URL"],
+            ),
+            (&[IN_URL], env("URL"), &[]),
+            (&[IN_URL], env("BEARER_TOKEN_FILE"), &[]),
+            (&BASIC, String::new(), &CREDENTIALS[..2]),
+            (&BASIC, env("USERNAME_FILE"), &[]),
+            (&BASIC, env("CA_FILE"), &CREDENTIALS[..2]),
+            (
+                &[PLAIN, "--pushgateway-bearer-token-file=t"],
+                String::new(),
+                &CREDENTIALS[2..],
+            ),
+            (&CERTIFICATES, String::new(), &super::CERTIFICATES),
+            (&CERTIFICATES, env("CA_FILE"), &super::CERTIFICATES[1..]),
+            (
+                &CERTIFICATES,
+                "        envFrom: [{secretRef: {name: x}}]".to_owned(),
+                &[],
+            ),
+        ] {
+            let template = format!(
+                "spec:\n  template:\n    spec:\n      restartPolicy: Never\n      containers:\n      - name: worker\n{of_container}"
+            );
+            let template = Template::parse(&template).expect("a template");
+            let found = secrets_forgotten(&arguments(flags), &template);
+            assert_eq!(found, expected, "{flags:?} {of_container}");
+        }
+    }
 }

@@ -176,21 +176,21 @@ impl Redactor {
         PlacedVolume {
             name: self.name("Volume", &name),
             claim: claim.map(|(namespace, claim)| (self.name("Namespace", &namespace), self.name("Claim", &claim))),
-            storage_class: self.name("Class", &storage_class),
+            storage_class: self.name("Class", &storage_class).into(),
             path: self.path(&path),
             base,
             source,
             capacity_bytes,
             requested_bytes,
-            phase: if PHASES.contains(&phase.as_str()) {
+            phase: if PHASES.contains(&&*phase) {
                 phase
             } else {
-                self.name("Phase", &phase)
+                self.name("Phase", &phase).into()
             },
-            reclaim_policy: if ["", "Delete", "Retain", "Recycle"].contains(&reclaim_policy.as_str()) {
+            reclaim_policy: if ["", "Delete", "Retain", "Recycle"].contains(&&*reclaim_policy) {
                 reclaim_policy
             } else {
-                self.name("Policy", &reclaim_policy)
+                self.name("Policy", &reclaim_policy).into()
             },
             created_unix_seconds,
             shared,

@@ -6,11 +6,14 @@ use lp_measure::State;
 use tracing::{debug, info, warn};
 
 use crate::metrics::Report;
+use crate::text::one_line;
 use crate::tracker::Outcome;
 use crate::volumes::plan::Plan;
 use crate::volumes::selection::Selection;
 use crate::volumes::volume::{SkipReason, Skipped};
 
+/// The longest text of a worker that is logged.
+const TEXT_MAX_CHARS: usize = 400;
 /// Names that a line of the log shows.
 const NAMES_SHOWN: usize = 20;
 
@@ -95,6 +98,14 @@ pub(crate) fn log_outcomes(report: &Report<'_>) {
                 for example in &summary.examples {
                     let (volume, state) = (&example.persistentvolume, &example.state);
                     warn!(node, persistentvolume = volume, state, "no number: {}", example.detail);
+                }
+                // The worker's own log goes with it.
+                for why in &summary.orphans_not_told {
+                    warn!(node, "{}", one_line(why, TEXT_MAX_CHARS));
+                }
+                for orphan in &summary.orphans {
+                    let path = one_line(&orphan.path, TEXT_MAX_CHARS);
+                    info!(node, path, bytes = orphan.bytes, "holds no volume");
                 }
             }
             Outcome::Measured(None) => warn!(node, "the worker ended well, but what it said of its volumes was lost"),

@@ -46,6 +46,9 @@ pub struct WorkerSummary {
     /// The largest directories that no volume owns.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub orphans: Vec<OrphanExample>,
+    /// Why orphans are not told of some base path, or of none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub orphans_not_told: Vec<String>,
 }
 
 /// A directory that no volume owns.
@@ -74,6 +77,10 @@ impl WorkerSummary {
         let mut summary = self.clone();
         summary.examples.truncate(EXAMPLES_MAX);
         summary.orphans.truncate(ORPHANS_MAX);
+        summary.orphans_not_told.truncate(ORPHANS_MAX);
+        for why in &mut summary.orphans_not_told {
+            *why = shorten(why);
+        }
         for orphan in &mut summary.orphans {
             orphan.path = shorten(&orphan.path);
         }
@@ -84,8 +91,13 @@ impl WorkerSummary {
         loop {
             let text = serde_json::to_string(&summary).expect("a summary has only text keys");
             // Without examples it is bounded by the lengths of its names and of a short text.
-            if text.len() <= MESSAGE_MAX_BYTES || (summary.orphans.pop().is_none() && summary.examples.pop().is_none())
-            {
+            if text.len() <= MESSAGE_MAX_BYTES {
+                return text;
+            }
+            let is_shorter = summary.orphans.pop().is_some()
+                || summary.orphans_not_told.pop().is_some()
+                || summary.examples.pop().is_some();
+            if !is_shorter {
                 return text;
             }
         }

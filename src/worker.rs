@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::cli::{PushArguments, WorkerArguments};
+use crate::cli::{PushArguments, ServerArguments, WorkerArguments};
 use crate::confine;
 use crate::exit::Exit;
 use crate::file_systems::file_systems;
@@ -32,7 +32,7 @@ use crate::volumes::node_plan::{Base, NodePlan, ReadError};
 
 /// What the push may take at the end of the budget: this share of it ...
 const PUSH_SHARE: u32 = 4;
-/// ... and not more than this, which is enough for a Pushgateway that is being restarted.
+/// ... and not more than this, unless something else is set: enough for a Pushgateway that is being restarted.
 const PUSH_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// What the push may take after SIGTERM: it has to end within the pod's grace period.
 const PUSH_BUDGET_AFTER_SIGNAL: Duration = Duration::from_secs(8);
@@ -150,7 +150,7 @@ async fn work(settings: Settings, started: Instant, summary: &mut WorkerSummary)
     };
     // A plan is compressed JSON: what a budget cannot be is cut to what it can.
     let budget = Duration::try_from_secs_f64(plan.budget_seconds).unwrap_or(Duration::ZERO);
-    let push_budget = (budget / PUSH_SHARE).min(PUSH_BUDGET_MAX);
+    let push_budget = (budget / PUSH_SHARE).min(pushgateway.budget_max());
     let deadline = started + (budget - push_budget);
     let delay = random_up_to(start_delay_max.min(budget / START_DELAY_SHARE));
     let mut end = End {
@@ -205,17 +205,39 @@ fn read_plan(path: &Path) -> anyhow::Result<NodePlan> {
 /// The client for the Pushgateway, and the labels of its grouping keys.
 pub(crate) fn pushgateway(push: PushArguments) -> anyhow::Result<(Pushgateway, GroupingLabels)> {
     let PushArguments {
-        pushgateway_url,
-        pushgateway_ca_file,
+        server,
         grouping_labels,
     } = push;
     let grouping_labels = GroupingLabels::new(grouping_labels, metrics::label_names())?;
+    Ok((pushgateway_at(server)?, grouping_labels))
+}
+
+/// The client of a Pushgateway.
+pub(crate) fn pushgateway_at(server: ServerArguments) -> anyhow::Result<Pushgateway> {
+    let ServerArguments {
+        pushgateway_url,
+        pushgateway_ca_file,
+        pushgateway_client_certificate_file,
+        pushgateway_client_key_file,
+        pushgateway_server_name,
+        pushgateway_username_file,
+        pushgateway_password_file,
+        pushgateway_bearer_token_file,
+        push_budget,
+    } = server;
     let config = PushgatewayConfig {
         url: pushgateway_url,
         ca_file: pushgateway_ca_file,
+        client_certificate_file: pushgateway_client_certificate_file,
+        client_key_file: pushgateway_client_key_file,
+        server_name: pushgateway_server_name,
+        username_file: pushgateway_username_file,
+        password_file: pushgateway_password_file,
+        bearer_token_file: pushgateway_bearer_token_file,
         request_timeout: REQUEST_TIMEOUT,
+        budget_max: push_budget.unwrap_or(PUSH_BUDGET_MAX),
     };
-    Ok((Pushgateway::new(config)?, grouping_labels))
+    Ok(Pushgateway::new(config)?)
 }
 
 /// When to stop measuring: at the deadline, or when SIGTERM comes.
@@ -363,11 +385,11 @@ async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
         .map(|index| measured[(*index)?].file_system.clone())
         .collect();
     let file_systems = file_systems(plan, &base_file_systems, &volumes);
-    let orphans = if !collects_orphans {
-        vec![None; plan.bases.len()]
+    let none = vec![None; plan.bases.len()];
+    let (orphans, orphans_not_told) = if !collects_orphans {
+        (none, Vec::new())
     } else if let Some(doubt) = doubts_of_volumes.next().or_else(|| doubts.next()) {
-        warn!("no directory can be called an orphan: {doubt}");
-        vec![None; plan.bases.len()]
+        (none, vec![format!("no directory can be called an orphan: {doubt}")])
     } else {
         let directories = measured.iter().filter_map(|one| one.directory).collect();
         find_orphans(plan, directories, made_before, &config, end).await
@@ -376,6 +398,7 @@ async fn measure(plan: &NodePlan, config: Config, end: &mut End<'_>) -> Found {
         volumes,
         file_systems,
         orphans,
+        orphans_not_told,
     }
 }
 
@@ -415,15 +438,16 @@ fn target(base: &Base, path: &str, wanted: Wanted) -> Result<Target, NoTarget> {
 }
 
 /// Looks for the directories below each base that no volume owns, and measures them. Nothing for a base of which any part
-/// could not be read, or for which the time was too short.
+/// could not be read, or for which the time was too short; then it says why.
 async fn find_orphans(
     plan: &NodePlan,
     known_directories: HashSet<DirectoryId>,
     made_before: SystemTime,
     config: &Config,
     end: &mut End<'_>,
-) -> Vec<Option<Vec<Orphan>>> {
+) -> (Vec<Option<Vec<Orphan>>>, Vec<String>) {
     let mut found: Vec<Option<Vec<Orphan>>> = vec![None; plan.bases.len()];
+    let mut not_told = Vec::new();
     let mut searches = Vec::new();
     let mut base_of_search = Vec::new();
     let mounts = MountTable::read();
@@ -432,10 +456,19 @@ async fn find_orphans(
         if let Some(mounted_at) = &base.mounted_at {
             // The volumes of the other nodes lie there too, and this plan does not have them all.
             if mounts.may_be_shared(Path::new(mounted_at)) {
-                warn!(
+                not_told.push(format!(
                     "orphans below {} are not told: it lies on a file system that other machines may have too",
                     base.path
-                );
+                ));
+                continue;
+            }
+            // Whatever lies there is a volume's.
+            if known.iter().any(|path| path.as_os_str().is_empty()) {
+                not_told.push(format!(
+                    "orphans below {} are not told: a volume has all of it, because its path is this directory or one above \
+                     it",
+                    base.path
+                ));
                 continue;
             }
             searches.push(Search {
@@ -472,11 +505,13 @@ async fn find_orphans(
                 found[base] = Some(Vec::new());
                 targets.extend(directories.into_iter().map(|directory| (base, directory)));
             }
-            Some(Err(why)) => warn!(
+            Some(Err(why)) => not_told.push(format!(
                 "orphans below {path} cannot be told: {}",
                 one_line(&why, DETAIL_MAX_CHARS)
-            ),
-            None => warn!("orphans below {path} cannot be told: the time of the worker was up first"),
+            )),
+            None => not_told.push(format!(
+                "orphans below {path} cannot be told: the time of the worker was up first"
+            )),
         }
     }
     let to_measure = targets.iter().filter_map(|(base, directory)| {
@@ -487,15 +522,18 @@ async fn find_orphans(
         })
     });
     let measured = measure_targets(to_measure.collect(), config, end).await;
+    // Two base paths may lead to one directory.
+    let mut told: HashSet<DirectoryId> = HashSet::new();
     for ((base, directory), measurement) in targets.iter().zip(&measured) {
         // One that was deleted meanwhile is none any more.
         if measurement.state != State::Missing
+            && measurement.directory.is_none_or(|directory| told.insert(directory))
             && let Some(found) = &mut found[*base]
         {
             found.push(Orphan::new(&plan.bases[*base].path, directory, measurement));
         }
     }
-    found
+    (found, not_told)
 }
 
 /// What is younger may be a volume's that the run's plan does not know yet. The plan is as old as the run; `began` is when the
@@ -542,6 +580,9 @@ fn log_failures(plan: &NodePlan, measurements: &[Measurement]) {
 
 /// Names the largest orphans, for whoever is to decide about them.
 fn log_orphans(plan: &NodePlan, found: &Found) {
+    for why in &found.orphans_not_told {
+        warn!("{why}");
+    }
     for (base, orphans) in plan.bases.iter().zip(&found.orphans) {
         match orphans {
             Some(orphans) if !orphans.is_empty() => {
@@ -579,6 +620,7 @@ fn tell(summary: &mut WorkerSummary, plan: &NodePlan, found: &Found) {
             bytes: orphan.used_bytes,
         })
         .collect();
+    summary.orphans_not_told = found.orphans_not_told.clone();
 }
 
 /// What is known of a measurement without a number: its own words, and the first place that could not be read.
@@ -632,6 +674,7 @@ mod tests {
             run: Run {
                 id: run.to_owned(),
                 started_unix_seconds: 0.0,
+                owner: crate::owner::Owner::default(),
             },
             node: String::new(),
             budget_seconds: 1.0,

@@ -8,7 +8,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -784,7 +784,7 @@ scenarios! {
     };
 
     a_worker_that_says_nonsense_is_measured_all_the_same: Case {
-        prepare: |stage| stage.fate("node-2", Fate::Exit(0, "Completed", "thread 'main' panicked".to_owned())),
+        prepare: |stage| stage.fate("node-2", Fate::RunThenSay("thread 'main' panicked")),
         says: &["node-2"],
         samples: &[(MEASURED, &[("node", "node-2")], Some(1.0))],
         ..WELL
@@ -1035,6 +1035,82 @@ scenarios! {
             assert!(stage.gateway.group(&retired).is_none());
             let foreign = [("cluster", "other"), ("job", "lp-exporter-job"), ("node", "node-9")];
             assert!(stage.gateway.group(&foreign).is_some(), "another cluster's group is not ours to delete");
+        },
+        ..WELL
+    };
+
+    numbers_of_a_node_that_is_away_stay: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
+            // Of the run before the last twelve, less a minute.
+            push_of_run(stage, "node-2", OWN, 12.0 * 300.0 - 60.0);
+        },
+        samples: &[(USED, &[("node", "node-2")], Some(1.0))],
+        ..WELL_WITHOUT_NODE_2
+    };
+
+    numbers_of_a_node_that_is_away_go_after_twelve_runs: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
+            push_of_run(stage, "node-2", OWN, 12.0 * 300.0 + 60.0);
+        },
+        says: &["its node has not been measured for too long"],
+        samples: &[
+            (USED, &[("node", "node-2")], None),
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "not_ready")], Some(1.0)),
+        ],
+        ..WELL_WITHOUT_NODE_2
+    };
+
+    numbers_of_a_node_that_is_away_go_after_as_many_runs_as_wanted: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
+            push_of_run(stage, "node-2", OWN, 360.0);
+        },
+        arguments: &["--keep-runs=1"],
+        samples: &[(USED, &[("node", "node-2")], None)],
+        ..WELL_WITHOUT_NODE_2
+    };
+
+    the_trace_of_a_refused_push_is_retired: Case {
+        prepare: |stage| {
+            stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));
+            stage.gateway.push_stub("job/lp-exporter-job/node/node-2");
+        },
+        says: &["the empty trace of a refused push"],
+        check: |stage, _ended| {
+            assert!(stage.gateway.group(&[("job", "lp-exporter-job"), ("node", "node-2")]).is_none());
+        },
+        ..WELL_WITHOUT_NODE_2
+    };
+
+    groups_of_another_cluster_in_our_place: Case {
+        prepare: |stage| push_of_run(stage, "node-2", OTHER_CLUSTER, 0.0),
+        code: 2,
+        says: &[
+            "/metrics/job/lp-exporter-job/node/node-2 is of the CronJob lp-exporter/lp-exporter of the cluster other-uid",
+            "--grouping-label",
+            "lp-exporter retire --match cluster_uid=other-uid --match cronjob=lp-exporter/lp-exporter",
+        ],
+        samples: &[(USED, &[("node", "node-2")], Some(1.0))],
+        ..EARLY
+    };
+
+    groups_of_another_instance_in_our_place: Case {
+        prepare: |stage| push_of_run(stage, "node-9", OTHER_INSTANCE, 1e6),
+        code: 2,
+        says: &["is of the CronJob lp-exporter/second of the cluster"],
+        samples: &[(USED, &[("node", "node-9")], Some(1.0))],
+        ..EARLY
+    };
+
+    groups_of_another_cluster_beside_ours: Case {
+        prepare: |stage| push_of_run(stage, "node-2", OTHER_CLUSTER, 1e6),
+        arguments: &["--grouping-label=cluster=ours"],
+        samples: &[(USED, &[("cluster", "ours"), ("node", "node-2")], Some(8192.0))],
+        pushes: (false, false),
+        check: |stage, _ended| {
+            assert!(stage.gateway.group(&[("job", "lp-exporter-job"), ("node", "node-2")]).is_some());
         },
         ..WELL
     };
@@ -1585,6 +1661,29 @@ async fn a_node_that_comes_back_is_measured_again() {
     }
 }
 
+/// The run of another day.
+const WELL_WITHOUT_NODE_2: Case = Case {
+    jobs_made: Some(&["node-1", "node-3"]),
+    ..WELL
+};
+
+/// Owners of groups: the labels of the series that tells them. The uid is that of the stand-in's kube-system.
+const OWN: &str = r#"{cluster_uid="00000000-0000-4000-8000-000000000001",cronjob="lp-exporter/lp-exporter"}"#;
+const OTHER_CLUSTER: &str = r#"{cluster_uid="other-uid",cronjob="lp-exporter/lp-exporter"}"#;
+const OTHER_INSTANCE: &str = r#"{cluster_uid="00000000-0000-4000-8000-000000000001",cronjob="lp-exporter/second"}"#;
+
+/// The group of a node that a run of this owner pushed which began so many seconds ago.
+fn push_of_run(stage: &Stage, node: &str, owner: &str, age_seconds: f64) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    let start = now.as_secs_f64() - age_seconds;
+    let body = format!(
+        "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n\
+         # TYPE lp_exporter_owner_info gauge\nlp_exporter_owner_info{owner} 1\n\
+         # TYPE lp_exporter_run_start_timestamp_seconds gauge\nlp_exporter_run_start_timestamp_seconds {start}\n"
+    );
+    stage.gateway.push(&format!("job/lp-exporter-job/node/{node}"), &body);
+}
+
 /// Groups of nodes, of this cluster and of another.
 fn push_old_groups(stage: &Stage, nodes: &[&str]) {
     for node in nodes {
@@ -2001,13 +2100,22 @@ async fn a_run_ends_in_time_although_a_request_hangs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn capacities_that_the_pushgateway_lost_in_mid_run_are_pushed_again() {
     let mut stage = Stage::new().await;
-    let child = stage.start(&[]);
-    // The Jobs are made after the capacities were pushed.
-    wait_until(&stage, |stage| !stage.jobs_made().is_empty()).await;
+    // One at a time, so that the first has delivered while others have not.
+    let child = stage.start(&["--parallel-jobs=1"]);
+    wait_until(&stage, |stage| {
+        stage
+            .gateway
+            .group(&[("job", "lp-exporter-job"), ("node", "node-1")])
+            .is_some()
+    })
+    .await;
     stage.gateway.forget();
     let ended = end_of(child).await;
     assert_eq!(ended.code, 0, "{}", ended.said);
     assert!(ended.said.contains("the capacities are pushed again"), "{}", ended.said);
+    let lost = [("node", "node-1"), ("reason", "numbers_lost")];
+    assert_eq!(stage.gateway.value(NOT_MEASURED, &lost), Some(1.0), "{}", ended.said);
+    check_sum(&stage, &ended.said);
     assert!(
         !stage.gateway.samples("local_volume_stats_capacity_bytes").is_empty(),
         "{}",
@@ -2060,12 +2168,9 @@ async fn a_run_survives_broken_watches() {
     });
     let ended = end_of(child).await;
     assert_eq!(ended.code, 0, "{}", ended.said);
-    assert_eq!(
-        stage.gateway.value("lp_exporter_run_complete", &[]),
-        Some(1.0),
-        "{}",
-        ended.said
-    );
+    // The worker was seen to end well; that it pushed nothing is seen too.
+    let lost = [("node", "node-2"), ("reason", "numbers_lost")];
+    assert_eq!(stage.gateway.value(NOT_MEASURED, &lost), Some(1.0), "{}", ended.said);
 }
 
 /// No more workers at once than are allowed.

@@ -123,6 +123,7 @@ fn flags() {
             "controller",
             &[
                 "Where to push",
+                "Grouping keys",
                 "How to log",
                 "Planning",
                 "Controller",
@@ -132,13 +133,20 @@ fn flags() {
         ),
         (
             "worker",
-            &["Where to push", "How to log", "Worker", "How fast to measure"],
+            &[
+                "Where to push",
+                "Grouping keys",
+                "How to log",
+                "Worker",
+                "How fast to measure",
+            ],
         ),
         ("measure", &["How to log", "How fast to measure", "Measure"]),
         (
             "plan",
             &["How to log", "Planning", "What is measured", "What is told", "Plan"],
         ),
+        ("retire", &["Where to push", "How to log", "Retire"]),
     ];
     for (subcommand, headings) in headings {
         let command = command.find_subcommand(subcommand).expect("a subcommand");
@@ -393,6 +401,7 @@ fn help_texts() {
         ("help-worker.txt", &["worker", "--help"]),
         ("help-measure.txt", &["measure", "--help"]),
         ("help-plan.txt", &["plan", "--help"]),
+        ("help-retire.txt", &["retire", "--help"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
             .args(arguments)
@@ -445,6 +454,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
     let run = Run {
         id: "run".to_owned(),
         started_unix_seconds: 1.0,
+        owner: lp_exporter::owner::Owner::default(),
     };
     let node = |name: &str| PlannedNode {
         name: name.to_owned(),
@@ -454,14 +464,14 @@ fn groups_of_families() -> BTreeMap<String, String> {
         volumes: vec![PlacedVolume {
             name: "pv".to_owned(),
             claim: Some(("namespace".to_owned(), "claim".to_owned())),
-            storage_class: "class".to_owned(),
+            storage_class: "class".into(),
             path: "/data/pv".to_owned(),
             base: 0,
             source: SourceKind::HostPath,
             capacity_bytes: 1,
             requested_bytes: Some(1),
-            phase: "Bound".to_owned(),
-            reclaim_policy: "Delete".to_owned(),
+            phase: "Bound".into(),
+            reclaim_policy: "Delete".into(),
             created_unix_seconds: Some(1),
             shared: false,
             alert_percent: Some(80),
@@ -529,6 +539,7 @@ fn groups_of_families() -> BTreeMap<String, String> {
         file_systems: file_systems(&node_plan, &[Some(file_system)], &volumes),
         volumes,
         orphans: vec![Some(vec![orphan])],
+        orphans_not_told: Vec::new(),
     };
     let usage = metrics::usage_group(&node_plan, &found, times);
     let bodies = [

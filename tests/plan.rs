@@ -163,6 +163,21 @@ fn what_is_no_dump_is_told() {
         ),
         ("deep", "[".repeat(100_000).as_bytes(), "invalid type: sequence"),
         (
+            "broken in an object",
+            b"{\"items\": [{},\n  {\"a\": tru}], \"kind\": \"List\"}",
+            "it is not JSON: expected ident at line 2 column 12",
+        ),
+        (
+            "another bracket",
+            b"{\"items\": [{\"a\": [}], \"kind\": \"List\"}\n",
+            "it is not JSON: expected value at line 1 column 19",
+        ),
+        (
+            "an escape",
+            b"{\"it\\u0065ms\": [{\"a\": 1}], \"kind\": \"List\"}",
+            "the name of the field \"items\" has an escape in it at line 1 column 25",
+        ),
+        (
             "a comma too many",
             b"{\"items\": [\n{},\n], \"kind\": \"List\"}",
             "it is not JSON: trailing comma at line 3 column 1",

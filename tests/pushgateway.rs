@@ -4,19 +4,26 @@
 //! Real servers are found in the directory `LP_EXPORTER_TEST_SERVERS` (its subdirectories `old` and `new`) or on the
 //! PATH. What is missing is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a failure.
 
+mod support;
+
 use std::fmt::Debug;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lp_exporter::exposition::{Body, Exposition, Family};
+use lp_exporter::owner::Owner;
 use lp_exporter::pushgateway::group::{CONTROLLER_JOB, SUCCESS_JOB};
-use lp_exporter::pushgateway::{Cause, GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig, groups_to_retire};
+use lp_exporter::pushgateway::{
+    Cause, GroupingKey, GroupingLabels, Nodes, Ours, Pushgateway, PushgatewayConfig, groups_to_retire,
+};
 use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
+use support::real_pushgateway::{Certificates, Server, free_address, pushgateways, skip};
+use support::tls_server::TlsServer;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,7 +92,17 @@ async fn puts_replaces_lists_and_deletes() {
         );
         assert!(text.contains(r#"node="Zürich ☃""#), "{text}");
 
-        for key in groups_to_retire(&groups, &labels, &["a/b".to_owned()].into()) {
+        let kept = ["a/b".to_owned()].into();
+        let ours = Ours {
+            grouping_labels: &labels,
+            owner: &Owner::default(),
+        };
+        let nodes = Nodes {
+            with_volumes: &kept,
+            wanted: &kept,
+            kept_since_unix_seconds: 0.0,
+        };
+        for (key, _) in groups_to_retire(&groups, ours, nodes) {
             pushgateway.delete(&key, BUDGET).await.expect("a deletion");
             pushgateway
                 .delete(&key, BUDGET)
@@ -268,7 +285,7 @@ async fn the_static_program_pushes_from_an_empty_root() {
     let root = TempDir::new().expect("a temporary directory");
     let put = |from: &Path, name: &str| std::fs::copy(from, root.path().join(name)).expect("a copy");
     put(Path::new(&program), "lp-exporter");
-    put(&certificates.directory.path().join("ca.pem"), "ca.pem");
+    put(&certificates.path("ca.pem"), "ca.pem");
     std::fs::create_dir_all(root.path().join("base/volume")).expect("a directory");
     std::fs::write(root.path().join("base/volume/file"), [1; 5000]).expect("a file");
     let plan = NodePlan {
@@ -276,6 +293,7 @@ async fn the_static_program_pushes_from_an_empty_root() {
         run: Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.0,
+            owner: lp_exporter::owner::Owner::default(),
         },
         node: "node-1".to_owned(),
         budget_seconds: 20.0,
@@ -357,11 +375,10 @@ fn check_empty_root(root: &Path, url: &str, more: &[&str], exit_code: i32, expec
 
 async fn check_tls(certificates: &Certificates, port: u16, ca: &str, url: &str, expected: Result<(), &str>) {
     let url = format!("{url}:{port}");
-    let ca_file = Some(certificates.directory.path().join(ca));
+    let ca_file = Some(certificates.path(ca));
     let config = PushgatewayConfig {
-        url: url.clone(),
         ca_file,
-        request_timeout: Duration::from_secs(10),
+        ..config(&url)
     };
     let pushgateway = Pushgateway::new(config).expect("a client");
     let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
@@ -370,6 +387,229 @@ async fn check_tls(certificates: &Certificates, port: u16, ca: &str, url: &str, 
         assert_eq!(error.tries, 1, "{url}: {error}");
     }
     check_outcome(&format!("{url} with {ca}"), pushed, expected);
+}
+
+/// User and password from files, on a real server; the URL is the same for whoever has none.
+#[tokio::test]
+async fn says_who_it_is_by_files() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let path = |name: &str, contents: &str| {
+        std::fs::write(certificates.path(name), contents).expect("a file");
+        Some(certificates.path(name))
+    };
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    for binary in pushgateways() {
+        let web_config = format!("--web.config.file={}", certificates.web_config().display());
+        let server = Server::start(&binary, &[&web_config]).await;
+        let url = format!("https://localhost:{}", server.address.port());
+        let with = |password: &str| PushgatewayConfig {
+            ca_file: Some(certificates.path("ca.pem")),
+            username_file: path("user", "exporter\n"),
+            password_file: path("password", password),
+            ..config(&url)
+        };
+        let pushgateway = Pushgateway::new(with("test\n")).expect("a client");
+        let pushed = pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+        check_outcome("the right password", pushed, Ok(()));
+        assert_eq!(pushgateway.groups(BUDGET).await.expect("a list").len(), 1);
+
+        // The same client, after the Secret was changed: at first to what is wrong, then back.
+        path("password", "wrong");
+        let refused = pushgateway.groups(BUDGET).await.map(|_| ());
+        check_outcome("a wrong password", refused, Err("status 401"));
+        let mended = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            path("password", "test");
+        };
+        path("password", "");
+        let (listed, ()) = tokio::join!(pushgateway.groups(BUDGET), mended);
+        check_outcome("a file that is just being written", listed.map(|_| ()), Ok(()));
+        path("password", "");
+        let unknown = pushgateway.groups(Duration::from_millis(500)).await.map(|_| ());
+        check_outcome("an empty file", unknown, Err("password\": it is empty"));
+        let refused = Pushgateway::new(with("")).map(|_| ());
+        check_outcome("an empty file at the start", refused, Err("PASSWORD_FILE"));
+    }
+}
+
+/// A token that is rotated between two tries.
+#[tokio::test]
+async fn bears_the_token_of_the_moment() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let file = certificates.path("token");
+    std::fs::write(&file, "old-marker\n").expect("a file");
+    let rotated = file.clone();
+    let mut seen = 0;
+    let server = TlsServer::start(&certificates, false, move |head| {
+        seen += 1;
+        match (seen, head.contains("authorization: Bearer old-marker\r\n")) {
+            (1, true) => {
+                std::fs::write(&rotated, "new-marker\n").expect("a file");
+                503
+            }
+            _ if head.contains("authorization: Bearer new-marker\r\n") => 200,
+            _ => 401,
+        }
+    });
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let config = PushgatewayConfig {
+        ca_file: Some(certificates.path("ca.pem")),
+        bearer_token_file: Some(file.clone()),
+        ..config(&server.url())
+    };
+    let pushgateway = Pushgateway::new(config).expect("a client");
+    let pushed = pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+    check_outcome("a token that was rotated", pushed, Ok(()));
+    assert_eq!(server.connections(), 2);
+
+    // The server's reply repeats the request, and with it the token.
+    std::fs::write(&file, "wrong-marker").expect("a file");
+    let error = pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+    let error = error.expect_err("a wrong token");
+    assert_eq!(error.tries, 1);
+    assert!(!format!("{error}{error:?}").contains("marker"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("status 401: what it says holds our own password or token"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn shows_a_certificate_of_its_own() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let server = TlsServer::start(&certificates, true, |_| 200);
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let with = |certificate: Option<&str>, private_key: Option<&str>| PushgatewayConfig {
+        ca_file: Some(certificates.path("ca.pem")),
+        client_certificate_file: certificate.map(|name| certificates.path(name)),
+        client_key_file: private_key.map(|name| certificates.path(name)),
+        ..config(&server.url())
+    };
+    for (certificate, private_key, expected) in [
+        (Some("client.pem"), Some("server.key"), Ok(())),
+        (
+            None,
+            None,
+            Err("does not trust us: it answers with the alert CertificateRequired"),
+        ),
+        (
+            Some("expired.pem"),
+            Some("server.key"),
+            Err("does not trust us: it answers with the alert CertificateExpired"),
+        ),
+        (
+            Some("other.pem"),
+            Some("other.key"),
+            Err("does not trust us: it answers with the alert CertificateUnknown"),
+        ),
+    ] {
+        let pushgateway = Pushgateway::new(with(certificate, private_key)).expect("a client");
+        let pushed = pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+        check_outcome(&format!("{certificate:?}"), pushed, expected);
+    }
+    std::fs::write(certificates.path("no.key"), "marker").expect("a file");
+    for (certificate, private_key, expected) in [
+        (Some("client.pem"), None, "CLIENT_CERTIFICATE_FILE is set without"),
+        (None, Some("server.key"), "CLIENT_KEY_FILE is set without"),
+        (Some("client.pem"), Some("ca.key"), "is not the key of the certificate"),
+        (Some("server.key"), Some("server.key"), "holds no certificate in PEM"),
+        (Some("client.pem"), Some("no.key"), "no.key\" holds no key in PEM"),
+        (
+            Some("nowhere.pem"),
+            Some("server.key"),
+            "nowhere.pem\" cannot be read: No such file",
+        ),
+    ] {
+        let made = Pushgateway::new(with(certificate, private_key)).map(|_| ());
+        let case = format!("{certificate:?} {private_key:?}");
+        check_outcome(&case, made, Err(expected));
+    }
+    let plain = PushgatewayConfig {
+        url: "http://localhost".to_owned(),
+        ..with(Some("client.pem"), Some("server.key"))
+    };
+    check_outcome("no TLS", Pushgateway::new(plain).map(|_| ()), Err("is no https URL"));
+}
+
+/// The certificate may be replaced while the client lives.
+#[tokio::test]
+async fn shows_the_certificate_of_the_moment() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let server = TlsServer::start(&certificates, true, |_| 200);
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    let file = certificates.path("rotated.pem");
+    let use_certificate = |name: &str| std::fs::copy(certificates.path(name), &file).expect("a copy");
+    use_certificate("expired.pem");
+    let config = PushgatewayConfig {
+        ca_file: Some(certificates.path("ca.pem")),
+        client_certificate_file: Some(file.clone()),
+        client_key_file: Some(certificates.path("server.key")),
+        ..config(&server.url())
+    };
+    let pushgateway = Pushgateway::new(config).expect("a client");
+    let push = async || pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+    check_outcome("expired", push().await, Err("CertificateExpired"));
+    use_certificate("client.pem");
+    check_outcome("renewed", push().await, Ok(()));
+    // Not the key's: the one from before is shown.
+    use_certificate("other.pem");
+    check_outcome("half replaced", push().await, Ok(()));
+}
+
+#[tokio::test]
+async fn checks_the_name_that_it_is_given() {
+    let Some(certificates) = Certificates::make() else {
+        return;
+    };
+    let key = GroupingKey::new(CONTROLLER_JOB, &grouping_labels(&[]));
+    for binary in pushgateways() {
+        for (certificate, name, expected) in [
+            ("misnamed", Some("pushgateway.example"), Ok(())),
+            ("misnamed", None, Err("not valid for name \"localhost\"")),
+            (
+                "server",
+                Some("pushgateway.example"),
+                Err("not valid for name \"pushgateway.example\""),
+            ),
+            ("expired", None, Err("invalid peer certificate: Expired; renew it")),
+        ] {
+            let web_config = format!(
+                "--web.config.file={}",
+                certificates.web_config_with(certificate).display()
+            );
+            let server = Server::start(&binary, &[&web_config]).await;
+            let url = format!("https://exporter:test@localhost:{}", server.address.port());
+            let config = PushgatewayConfig {
+                ca_file: Some(certificates.path("ca.pem")),
+                server_name: name.map(str::to_owned),
+                ..config(&url)
+            };
+            let pushgateway = Pushgateway::new(config).expect("a client");
+            let pushed = pushgateway.put(&key, &body(&[], Some(1.0)), BUDGET).await;
+            check_outcome(&format!("{certificate} for {name:?}"), pushed, expected);
+        }
+    }
+    for (url, name, expected) in [
+        ("https://localhost", "no name", "neither a host's name nor an address"),
+        ("http://localhost", "localhost", "is no https URL"),
+    ] {
+        let config = PushgatewayConfig {
+            ca_file: Some(certificates.path("ca.pem")),
+            server_name: Some(name.to_owned()),
+            ..config(url)
+        };
+        check_outcome(name, Pushgateway::new(config).map(|_| ()), Err(expected));
+    }
 }
 
 #[test]
@@ -400,11 +640,7 @@ fn refuses_what_it_cannot_use() {
 
 fn check_config(url: &str, ca_file: Option<&Path>, expected: Result<(), &str>) {
     let ca_file = ca_file.map(Path::to_owned);
-    let config = PushgatewayConfig {
-        url: url.to_owned(),
-        ca_file,
-        request_timeout: BUDGET,
-    };
+    let config = PushgatewayConfig { ca_file, ..config(url) };
     let made = Pushgateway::new(config);
     assert!(!format!("{made:?}").contains("marker"), "{url}: {made:?}");
     check_outcome(url, made.map(|_| ()), expected);
@@ -579,9 +815,8 @@ async fn check_calls(call: Call, acts: &[Act], expected: Result<(), &str>, conne
     let server = FaultyServer::start(acts).await;
     let url = format!("http://marker%2Fuser:marker%40word@{}", server.address);
     let config = PushgatewayConfig {
-        url,
-        ca_file: None,
         request_timeout: Duration::from_millis(300),
+        ..config(&url)
     };
     let pushgateway = Pushgateway::new(config).expect("a client");
     let key = GroupingKey::new(SUCCESS_JOB, &grouping_labels(&[]));
@@ -713,6 +948,41 @@ async fn goes_through_a_proxy() {
     );
 }
 
+/// A proxy that asks for another password, and none at all.
+#[tokio::test]
+async fn keeps_the_password_of_a_proxy() {
+    if std::env::var_os(CHILD_SERVER).is_some() {
+        let certificates = Certificates::make().expect("the parent has made some");
+        for (url, expected) in [
+            ("http://pushgateway.invalid:9091", "password of the proxy"),
+            ("https://pushgateway.invalid:9091", "cannot be reached"),
+        ] {
+            let config = PushgatewayConfig {
+                ca_file: Some(certificates.path("ca.pem")),
+                ..config(url)
+            };
+            let pushgateway = Pushgateway::new(config).expect("a client");
+            let error = pushgateway.groups(Duration::from_secs(1)).await.map(|_| ());
+            assert!(!format!("{error:?}").contains("marker"), "{error:?}");
+            check_outcome(url, error, Err(expected));
+        }
+        return;
+    }
+    if Certificates::make().is_none() {
+        return;
+    }
+    let refused = reply(407, "", "no");
+    let proxy = FaultyServer::start(&vec![refused; 20]).await;
+    let url = format!("http://marker:marker@{}", proxy.address);
+    let variables = [("HTTP_PROXY", url.as_str()), ("HTTPS_PROXY", &url), ("NO_PROXY", "")];
+    run_alone("keeps_the_password_of_a_proxy", proxy.address, &variables).await;
+    let requests = proxy.requests();
+    assert!(
+        requests[0].starts_with("GET ") && requests[1].starts_with("CONNECT "),
+        "{requests:?}"
+    );
+}
+
 #[tokio::test]
 async fn lists_the_groups_of_a_full_server_in_little_memory() {
     const GROUPS: usize = 200;
@@ -765,7 +1035,7 @@ async fn trusts_the_certificates_of_the_system() {
     for binary in pushgateways() {
         let config = certificates.web_config();
         let server = Server::start(&binary, &[&format!("--web.config.file={}", config.display())]).await;
-        let ca = certificates.directory.path().join("ca.pem");
+        let ca = certificates.path("ca.pem");
         let variables = [("SSL_CERT_FILE", ca.to_str().expect("a path in UTF-8"))];
         run_alone("trusts_the_certificates_of_the_system", server.address, &variables).await;
     }
@@ -815,12 +1085,23 @@ fn check_outcome<Failure: std::fmt::Display + Debug>(
 }
 
 fn client(url: &str) -> Pushgateway {
-    let config = PushgatewayConfig {
+    Pushgateway::new(config(url)).expect("a client")
+}
+
+/// How a server is reached that wants nothing but its URL.
+fn config(url: &str) -> PushgatewayConfig {
+    PushgatewayConfig {
         url: url.to_owned(),
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        server_name: None,
+        username_file: None,
+        password_file: None,
+        bearer_token_file: None,
         request_timeout: Duration::from_secs(10),
-    };
-    Pushgateway::new(config).expect("a client")
+        budget_max: BUDGET,
+    }
 }
 
 fn grouping_labels(pairs: &[&str]) -> GroupingLabels {
@@ -835,118 +1116,6 @@ fn body(used: &[(&str, f64)], started_seconds: Option<f64>) -> Body {
         exposition.value(&STARTED, started_seconds);
     }
     exposition.finish()
-}
-
-/// The Pushgateways that can be found: of both generations, or one on the PATH.
-fn pushgateways() -> Vec<PathBuf> {
-    let names = ["prometheus-pushgateway", "pushgateway"];
-    let program = |directory: &Path| {
-        names
-            .iter()
-            .map(|name| directory.join(name))
-            .find(|path| path.is_file())
-    };
-    if let Some(servers) = std::env::var_os("LP_EXPORTER_TEST_SERVERS") {
-        let found: Vec<_> = ["old", "new"]
-            .iter()
-            .filter_map(|part| program(&Path::new(&servers).join(part)))
-            .collect();
-        if found.len() < 2 {
-            skip(
-                "a generation of Pushgateways",
-                "it is not in LP_EXPORTER_TEST_SERVERS (old/ and new/)",
-            );
-        }
-        return found;
-    }
-    let found =
-        std::env::var_os("PATH").and_then(|paths| std::env::split_paths(&paths).find_map(|path| program(&path)));
-    skip(
-        if found.is_some() {
-            "one of two generations of Pushgateways"
-        } else {
-            "a test against real Pushgateways"
-        },
-        "set LP_EXPORTER_TEST_SERVERS to a directory with prometheus-pushgateway in old/ and new/",
-    );
-    found.into_iter().collect()
-}
-
-/// Says what is not tested, and fails where everything must be.
-fn skip(what: &str, why: &str) {
-    assert!(
-        std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
-        "{what} is missing: {why}"
-    );
-    eprintln!("skipped {what}: {why}");
-}
-
-fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound address")
-}
-
-/// A real Pushgateway, which ends with the test.
-struct Server {
-    process: Child,
-    address: SocketAddr,
-    _directory: TempDir,
-}
-
-impl Server {
-    async fn start(binary: &Path, arguments: &[&str]) -> Self {
-        Self::start_at(binary, free_address(), arguments).await
-    }
-
-    async fn start_at(binary: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let process = Command::new(binary)
-            .arg(format!("--web.listen-address={address}"))
-            .arg("--persistence.file=")
-            .args(arguments)
-            .current_dir(directory.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("a Pushgateway that starts");
-        let server = Self {
-            process,
-            address,
-            _directory: directory,
-        };
-        let deadline = Instant::now() + BUDGET;
-        while TcpStream::connect(address).await.is_err() {
-            assert!(
-                Instant::now() < deadline,
-                "{} does not listen on {address}",
-                binary.display()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        server
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// What Prometheus would scrape.
-    async fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(self.address).await.expect("a connection");
-        stream
-            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
-            .await
-            .expect("a request");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).await.expect("a reply");
-        reply
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let killed = self.process.kill().and_then(|()| self.process.wait());
-        assert!(killed.is_ok() || std::thread::panicking(), "{killed:?}");
-    }
 }
 
 /// A server that reads requests and acts by a script.
@@ -1017,60 +1186,6 @@ async fn read_request(stream: &mut TcpStream) -> io::Result<String> {
         .unwrap_or(0);
     stream.read_exact(&mut vec![0; length]).await?;
     Ok(head)
-}
-
-/// A CA, a certificate of a server on loopback, and a CA that has nothing to do with it.
-struct Certificates {
-    directory: TempDir,
-}
-
-impl Certificates {
-    /// None if there is no openssl program to make them with.
-    fn make() -> Option<Self> {
-        let directory = TempDir::new().expect("a temporary directory");
-        let names = directory.path().join("names");
-        std::fs::write(&names, "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("a file");
-        let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-        let ca = |name: &str| format!("req -x509 -days 2 -subj /CN=test-{name} -keyout {name}.key -out {name}.pem");
-        let commands = [
-            ca("ca"),
-            ca("other"),
-            "req -subj /CN=server -keyout server.key -out server.csr".to_owned(),
-            "x509 -req -days 2 -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -in server.csr -out server.pem"
-                .to_owned(),
-        ];
-        for command in &commands {
-            let is_request = command.starts_with("req");
-            let output = Command::new("openssl")
-                .args(command.split(' '))
-                .args(new_key.iter().filter(|_| is_request))
-                .current_dir(directory.path())
-                .output();
-            let Ok(output) = output else {
-                skip("a test of TLS", "there is no openssl program");
-                return None;
-            };
-            assert!(
-                output.status.success(),
-                "{command}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Some(Self { directory })
-    }
-
-    /// A configuration of a server with TLS, and with basic authentication: the user exporter with the password test.
-    fn web_config(&self) -> PathBuf {
-        let path = |name: &str| self.directory.path().join(name);
-        let text = format!(
-            "tls_server_config:\n  cert_file: {}\n  key_file: {}\nbasic_auth_users:\n  exporter: {}\n",
-            path("server.pem").display(),
-            path("server.key").display(),
-            "$2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay",
-        );
-        std::fs::write(path("web.yaml"), text).expect("a file");
-        path("web.yaml")
-    }
 }
 
 /// A log in memory.

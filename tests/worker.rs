@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use lp_exporter::owner::Owner;
 use lp_exporter::summary::WorkerSummary;
 use lp_exporter::volumes::collect::{Collect, Collected};
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
@@ -41,6 +42,10 @@ fn plan(mounted_at: &Path, volumes: &[&str]) -> NodePlan {
             id: "run".to_owned(),
             // The worker's own clock is earlier.
             started_unix_seconds: 4e9,
+            owner: Owner {
+                cluster_uid: "uid".to_owned(),
+                cronjob: "lp-exporter/lp-exporter".to_owned(),
+            },
         },
         node: "node-1".to_owned(),
         budget_seconds: 60.0,

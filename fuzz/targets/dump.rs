@@ -21,6 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(dump) = Dump::read(bytes, &SETTINGS) else {
         return;
     };
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    assert!(serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok());
     let volumes = dump.listed.volumes.len() + dump.listed.skipped.len();
     let others: usize = dump.other_kinds.values().sum();
     // A node that cannot be read is among both.

@@ -138,7 +138,11 @@ impl<R: BufRead, F: FnMut(Object) -> io::Result<()>> Cut<R, F> {
             self.nesting.step(byte);
             *out = byte;
             copied += 1;
-            (self.line, self.column) = if byte == b'\n' { (line + 1, 1) } else { (line, column + 1) };
+            (self.line, self.column) = if byte == b'\n' {
+                (line + 1, 1)
+            } else {
+                (line, column + 1)
+            };
             match byte {
                 b'"' if !in_string => self.string.clear(),
                 // One more than the field's name is enough to tell another one from it.
@@ -312,7 +316,7 @@ mod tests {
             let list = serde_json::json!({"a": other, "items": items, "z": other});
             let text = if pretty { format!("{list:#}") } else { list.to_string() };
             let (left, objects) = cut(&text, step);
-            let found: Vec<Value> = objects.iter().map(|(text, ..)| serde_json::from_str(text).unwrap()).collect();
+            let found: Vec<Value> = objects.iter().map(|(text, ..)| serde_json::from_str(text).expect("as it was")).collect();
             let expected: Vec<Value> = items.iter().filter(|item| item.is_object()).cloned().collect();
             prop_assert_eq!(found, expected);
             // With the objects in their places it is the text again.
@@ -330,7 +334,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(String::from_utf8(again.join(&b'\n')).unwrap(), text);
+            prop_assert_eq!(String::from_utf8(again.join(&b'\n')).expect("as it was"), text);
         }
     }
 }

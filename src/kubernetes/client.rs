@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
 use kube::core::Request;
 use kube::{Api, Client, Config, Resource};
@@ -198,29 +198,32 @@ impl Cluster {
         &self.namespace
     }
 
-    /// Lists every object of a resource of the whole cluster, in pages; `decode` turns each into what is kept.
+    /// Lists every object of a resource of the whole cluster, in pages; `decode` turns each into what is kept, and the
+    /// list is gathered as it comes, because memory for it twice is much.
     ///
     /// # Errors
     /// Whatever keeps the list from being complete: a part of a list is never returned.
-    pub async fn list<K, T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError>
+    pub async fn list<K, T, L>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<L, ApiError>
     where
         K: Resource<DynamicType = ()>,
+        L: Default + Extend<T>,
     {
-        self.list_below::<K, T>(None, decode).await
+        self.list_below::<K, T, L>(None, decode).await
     }
 
-    async fn list_below<K, T>(
+    async fn list_below<K, T, L>(
         &self,
         namespace: Option<&str>,
         mut decode: impl FnMut(&RawValue) -> T,
-    ) -> Result<Vec<T>, ApiError>
+    ) -> Result<L, ApiError>
     where
         K: Resource<DynamicType = ()>,
+        L: Default + Extend<T>,
     {
         let request = Request::new(K::url_path(&(), namespace));
         let mut restarts = 0;
         let mut token: Option<String> = None;
-        let mut found = Vec::new();
+        let mut found = L::default();
         loop {
             let mut parameters = ListParams::default().limit(PAGE_OBJECTS);
             parameters.continue_token = token.take();
@@ -243,11 +246,23 @@ impl Cluster {
                     ..
                 }) if restarts < LIST_RESTARTS_MAX => {
                     restarts += 1;
-                    found.clear();
+                    found = L::default();
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The uid of the namespace kube-system, which tells clusters apart: it lives as long as its cluster.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn uid(&self) -> Result<String, ApiError> {
+        const SYSTEM: &str = "kube-system";
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let resource = format!("namespaces {SYSTEM}");
+        let namespace = self.retrying("get", &resource, || namespaces.get(SYSTEM)).await?;
+        Ok(namespace.metadata.uid.unwrap_or_default())
     }
 
     /// Reads a pod of the namespace.
@@ -273,7 +288,7 @@ impl Cluster {
     /// # Errors
     /// As any request.
     pub async fn jobs<T>(&self, decode: impl FnMut(&RawValue) -> T) -> Result<Vec<T>, ApiError> {
-        self.list_below::<Job, T>(Some(&self.namespace), decode).await
+        self.list_below::<Job, T, Vec<T>>(Some(&self.namespace), decode).await
     }
 
     /// Creates a Job. If an earlier try got through although its answer did not, that Job is returned.

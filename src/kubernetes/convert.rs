@@ -118,6 +118,10 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
         _ if spec.volume_mode.as_deref() == Some("Block") => {
             Err((SkipReason::BlockMode, "volumeMode is Block".to_owned()))
         }
+        Some(Ok(0)) => Err((
+            SkipReason::InvalidCapacity,
+            "spec.capacity.storage is 0: it has to be more".to_owned(),
+        )),
         Some(Ok(bytes)) => Ok(bytes),
         Some(Err(error)) => Err((SkipReason::InvalidCapacity, error.to_string())),
         None => Err((
@@ -133,9 +137,9 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             uid: claim.uid,
         })
     });
-    let storage_class = spec.storage_class_name.unwrap_or_default();
-    let phase = object.status.and_then(|status| status.phase).unwrap_or_default();
-    let reclaim_policy = spec.persistent_volume_reclaim_policy.unwrap_or_default();
+    let storage_class = spec.storage_class_name.unwrap_or_default().into();
+    let phase = object.status.and_then(|status| status.phase).unwrap_or_default().into();
+    let reclaim_policy = spec.persistent_volume_reclaim_policy.unwrap_or_default().into();
     let created_unix_seconds = creation_timestamp.map(|created| created.0.as_second());
     match read {
         Ok((capacity_bytes, affinity)) => Ok(Volume {
@@ -147,8 +151,11 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             capacity_bytes,
             phase,
             reclaim_policy,
-            affinity,
-            selected_node: annotations.unwrap_or_default().remove(SELECTED_NODE_ANNOTATION),
+            affinity: affinity.map(Into::into),
+            selected_node: annotations
+                .unwrap_or_default()
+                .remove(SELECTED_NODE_ANNOTATION)
+                .map(Into::into),
             created_unix_seconds,
         }),
         Err((reason, detail)) => Err(Skipped {
@@ -765,10 +772,10 @@ mod tests {
         );
         let expected = SkippedFacts {
             claim: Some(("ns".to_owned(), "claim".to_owned())),
-            storage_class: "c".to_owned(),
+            storage_class: "c".into(),
             source: Some(SourceKind::Local),
             path: Some("/dev/sdb".to_owned()),
-            reclaim_policy: "Retain".to_owned(),
+            reclaim_policy: "Retain".into(),
             ..SkippedFacts::default()
         };
         assert_eq!(block, Some(expected));
@@ -904,10 +911,7 @@ mod tests {
             ("ns", "claim", Some("u"))
         );
         assert_eq!(volume.selected_node.as_deref(), Some("n"));
-        assert_eq!(
-            (volume.phase.as_str(), volume.reclaim_policy.as_str()),
-            ("Released", "Retain")
-        );
+        assert_eq!((&*volume.phase, &*volume.reclaim_policy), ("Released", "Retain"));
         let terms = volume.affinity.expect("it has an affinity");
         assert_eq!(terms[0].match_fields[0].values, ["n"]);
     }

@@ -248,6 +248,23 @@ impl Template {
         Ok(Template { job })
     }
 
+    /// Whether it sets a variable of the worker.
+    pub fn sets_variable(&self, name: &str) -> bool {
+        let variables = self.worker().and_then(|worker| worker.env.as_ref());
+        variables.into_iter().flatten().any(|variable| variable.name == name)
+    }
+
+    /// Whether the worker has variables that only a Secret or ConfigMap names.
+    pub fn takes_variables_from_elsewhere(&self) -> bool {
+        let sources = self.worker().and_then(|worker| worker.env_from.as_ref());
+        sources.is_some_and(|sources| !sources.is_empty())
+    }
+
+    fn worker(&self) -> Option<&Container> {
+        let pod = self.job.spec.as_ref()?.template.spec.as_ref()?;
+        pod.containers.iter().find(|container| container.name == CONTAINER)
+    }
+
     /// Makes the Job of a worker.
     pub fn job(&self, worker: &WorkerSpec<'_>) -> Job {
         let mut job = self.job.clone();

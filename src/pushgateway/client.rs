@@ -2,7 +2,8 @@
 //!
 //! What may pass by itself (no connection, no reply in time, 408, 429, 5xx) is tried again until the budget is used
 //! up; what will not (any other status, a certificate that nobody vouches for) is told at once. The user and password
-//! in the URL are taken out of it first, so that no log and no error can show them.
+//! in the URL are taken out of it first, so that no log and no error can show them; what a server says is not shown where
+//! it repeats a secret.
 
 use std::error::Error;
 use std::fmt::{self, Debug, Formatter};
@@ -14,13 +15,15 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::TryStreamExt;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Response, StatusCode, redirect};
+use rustls::AlertDescription;
 use tokio::time::Instant;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use url::Url;
 
+use super::credentials::{Authorization, Credentials, CredentialsError, Secrets};
 use super::group::GroupingKey;
 use super::list::{self, Group};
-use super::tls::{self, TlsError};
+use super::tls::{self, TlsError, TlsSettings};
 use crate::exposition::{Body, CONTENT_TYPE};
 
 /// How a Pushgateway is reached. It holds a password if the URL does, so it cannot be shown.
@@ -30,8 +33,22 @@ pub struct PushgatewayConfig {
     pub url: String,
     /// A file of PEM certificates that vouch for the server, in place of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Our own certificate (PEM), read again for each connection, and its key.
+    pub client_certificate_file: Option<PathBuf>,
+    /// The key of that certificate.
+    pub client_key_file: Option<PathBuf>,
+    /// The name that the server's certificate has to be for, in the place of the URL's host.
+    pub server_name: Option<String>,
+    /// A file with the user of basic authentication, read again for each try, as the two that follow.
+    pub username_file: Option<PathBuf>,
+    /// A file with the user's password.
+    pub password_file: Option<PathBuf>,
+    /// A file with a bearer token.
+    pub bearer_token_file: Option<PathBuf>,
     /// How long one try may take, from connecting to the end of the reply.
     pub request_timeout: Duration,
+    /// How long a request is tried at most, whatever budget its caller has.
+    pub budget_max: Duration,
 }
 
 /// A Pushgateway: a client with its connections.
@@ -40,21 +57,44 @@ pub struct Pushgateway {
     /// What all requests share: the server's URL without user and password, and these as a header that is marked as
     /// secret.
     template: Request,
+    /// The password in the URL, as it is and as it is sent.
+    secrets_of_url: Secrets,
+    credentials: Credentials,
     request_timeout: Duration,
+    budget_max: Duration,
 }
 
 impl Pushgateway {
     /// A client for the server of `config`; nothing is sent yet. Proxies are taken from the usual environment
     /// variables (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A proxy that itself speaks TLS in
     /// front of an http server is checked by `ca_file` alone.
+    ///
+    /// # Errors
+    /// What cannot work: files that cannot be read among it, so that it is known before anything is measured.
     pub fn new(config: PushgatewayConfig) -> Result<Self, PushgatewayError> {
         let PushgatewayConfig {
             url,
             ca_file,
+            client_certificate_file,
+            client_key_file,
+            server_name,
+            username_file,
+            password_file,
+            bearer_token_file,
             request_timeout,
+            budget_max,
         } = config;
         let url = parse_url(&url)?;
-        let tls = tls::client_config(ca_file.as_deref(), url.scheme() == "https")?;
+        let is_in_url = !url.username().is_empty() || url.password().is_some();
+        let credentials = Credentials::new(username_file, password_file, bearer_token_file, is_in_url)?;
+        credentials.read()?;
+        let tls = tls::client_config(TlsSettings {
+            ca_file,
+            client_certificate_file,
+            client_key_file,
+            server_name,
+            is_https: url.scheme() == "https",
+        })?;
         let failed = |error: reqwest::Error| PushgatewayError::Client {
             why: deepest_cause(&error.without_url()),
         };
@@ -71,8 +111,11 @@ impl Pushgateway {
         let template = client.get(url).build().map_err(failed)?;
         Ok(Self {
             client,
+            secrets_of_url: Secrets::of_header(template.headers().get(header::AUTHORIZATION)),
             template,
+            credentials,
             request_timeout,
+            budget_max,
         })
     }
 
@@ -82,10 +125,18 @@ impl Pushgateway {
         self.template.url().as_str()
     }
 
+    /// How long a request is tried at most, whatever budget its caller has.
+    #[must_use]
+    pub fn budget_max(&self) -> Duration {
+        self.budget_max
+    }
+
     /// Replaces the group of `key` by the metrics in `body`, within `budget`.
     ///
     /// It is safe to repeat when nobody knows whether the last try arrived: a PUT carries the whole group and leaves
-    /// the server with just that, however often it is applied.
+    /// the server with just that, however often it is applied. Only one writer ever puts a group, so that a late copy of a
+    /// try can at worst be the same numbers again. A POST would be as safe for its own names, and leave those of the last
+    /// run that this one no longer has.
     pub async fn put(&self, key: &GroupingKey, body: &Body, budget: Duration) -> Result<(), PushError> {
         let mut request = self.request(Method::PUT, &key.path());
         request
@@ -129,38 +180,36 @@ impl Pushgateway {
         accept: fn(Response) -> Reading,
     ) -> Result<Accepted, PushError> {
         let begin = Instant::now();
+        let budget = budget.min(self.budget_max);
         let mut delays = retry_delays();
         let mut tries = 0;
         loop {
             tries += 1;
             let remaining = budget.saturating_sub(begin.elapsed());
-            let cause = match self
-                .try_once(&request, remaining.min(self.request_timeout), accept)
-                .await
-            {
+            let timeout = self.request_timeout.min(timeout_of_a_try(remaining));
+            let cause = match self.try_once(&request, timeout, accept).await {
                 Ok(accepted) => return Ok(accepted),
                 Err(cause) => cause,
             };
-            let delay = cause.retry_after().or_else(|| delays.next());
-            match delay {
-                Some(delay) if cause.may_pass() && begin.elapsed() + delay < budget => {
-                    tracing::warn!(
-                        method = %request.method(), url = %request.url(), tries, cause = %cause,
-                        retry_in_seconds = delay.as_secs_f64(), "the Pushgateway did not take a request, trying again"
-                    );
-                    tokio::time::sleep(delay).await;
-                }
-                _ => {
-                    let (method, url) = (request.method().to_string(), request.url().to_string());
-                    return Err(PushError {
-                        method,
-                        url,
-                        tries,
-                        elapsed: begin.elapsed(),
-                        cause,
-                    });
-                }
+            let left = budget.saturating_sub(begin.elapsed());
+            // The last try is made in time, however long the delays have become; what the server asks for is not cut.
+            let until_last_try = left.saturating_sub(LAST_TRY.min(budget / 4));
+            let own_delay = delays.next().unwrap_or(LAST_RETRY_DELAY).min(until_last_try);
+            let delay = cause.retry_after().unwrap_or(own_delay);
+            if !cause.may_pass() || until_last_try.is_zero() || delay >= left {
+                return Err(PushError {
+                    method: request.method().to_string(),
+                    url: request.url().to_string(),
+                    tries,
+                    elapsed: begin.elapsed(),
+                    cause,
+                });
             }
+            tracing::warn!(
+                method = %request.method(), url = %request.url(), tries, cause = %cause,
+                retry_in_seconds = delay.as_secs_f64(), "the Pushgateway did not take a request, trying again"
+            );
+            tokio::time::sleep(delay).await;
         }
     }
 
@@ -170,8 +219,16 @@ impl Pushgateway {
         timeout: Duration,
         accept: fn(Response) -> Reading,
     ) -> Result<Accepted, Cause> {
+        let Authorization { header, mut secrets } = self
+            .credentials
+            .read()
+            .map_err(|error| Cause::Credentials { why: error.to_string() })?;
+        secrets.extend(self.secrets_of_url.clone());
         let mut request = request.try_clone().expect("a body in memory");
         *request.timeout_mut() = Some(timeout);
+        if let Some(header) = header {
+            request.headers_mut().insert(header::AUTHORIZATION, header);
+        }
         let response = self
             .client
             .execute(request)
@@ -179,10 +236,16 @@ impl Pushgateway {
             .map_err(|error| transport_failure(&error, timeout))?;
         // 202 is the answer to each DELETE, and to a PUT where the server does not check pushes.
         match response.status() {
-            StatusCode::OK | StatusCode::ACCEPTED => accept(response).await,
-            _ => Err(refusal(response).await),
+            StatusCode::OK | StatusCode::ACCEPTED => accept(response).await.map_err(|cause| cause.without(&secrets)),
+            _ => Err(refusal(response, &secrets).await),
         }
     }
+}
+
+/// At most half of what is left, so that one connection on which nobody answers does not take it all; but no less than a
+/// busy server may need.
+fn timeout_of_a_try(remaining: Duration) -> Duration {
+    (remaining / 2).max(TRY_TIMEOUT_MIN).min(remaining)
 }
 
 impl Debug for Pushgateway {
@@ -208,6 +271,9 @@ pub enum PushgatewayError {
     /// There are no certificates to check the server by.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Nobody knows who we are.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The HTTP client cannot be made.
     #[error("the HTTP client for the Pushgateway cannot be set up: {why}")]
     Client {
@@ -250,6 +316,18 @@ pub enum Cause {
         /// What is wrong with the certificate.
         why: String,
     },
+    /// The server wants a certificate of ours, or another one.
+    #[error("the server does not trust us: {why}")]
+    NotTrusted {
+        /// What it says.
+        why: String,
+    },
+    /// What says who we are cannot be read. It may be just being replaced.
+    #[error("{why}")]
+    Credentials {
+        /// The file, and what is wrong with it.
+        why: String,
+    },
     /// The server, or a proxy before it, cannot serve the request now: 408, 429 or 5xx.
     #[error("the server cannot serve now, with status {status}: {message}")]
     Busy {
@@ -279,7 +357,23 @@ pub enum Cause {
 impl Cause {
     /// Whether another try may succeed.
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Busy { .. } | Self::Credentials { .. }
+        )
+    }
+
+    /// The same, unless the text of a stranger in it repeats a secret.
+    fn without(self, secrets: &Secrets) -> Self {
+        match self {
+            Self::NotAPushgateway { why } => Self::NotAPushgateway {
+                why: shown(why.as_bytes(), secrets),
+            },
+            Self::Unreachable { why } => Self::Unreachable {
+                why: shown(why.as_bytes(), secrets),
+            },
+            other => other,
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -296,15 +390,26 @@ impl Cause {
                  lets us reach it"
             }
             Self::Untrusted { .. } => {
-                "give the certificate of the server's CA by LP_EXPORTER_PUSHGATEWAY_CA_FILE, and call the server by \
-                 the name in its certificate"
+                "renew it if it has expired; give the certificate of the server's CA by LP_EXPORTER_PUSHGATEWAY_CA_FILE, \
+                 and call the server by the name in its certificate, or give that name by \
+                 LP_EXPORTER_PUSHGATEWAY_SERVER_NAME"
             }
+            Self::NotTrusted { .. } => {
+                "give a certificate that the server takes by LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE and \
+                 LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE"
+            }
+            Self::Credentials { .. } => "mount the file where the variable says that it is",
             Self::Busy { .. } => "see the log of the Pushgateway and of the proxies before it",
             Self::Refused { status: 400, .. } => {
                 "if another group holds the same series, or the same name with another type, delete that group or set \
                  LP_EXPORTER_GROUPING_LABELS to a label of this cluster's own"
             }
-            Self::Refused { status: 401 | 403, .. } => "check the user and the password in LP_EXPORTER_PUSHGATEWAY_URL",
+            Self::Refused { status: 401 | 403, .. } => {
+                "check the user and the password, or the token: those in LP_EXPORTER_PUSHGATEWAY_URL, or in the files that \
+                 LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE and LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE, or \
+                 LP_EXPORTER_PUSHGATEWAY_BEARER_TOKEN_FILE, name"
+            }
+            Self::Refused { status: 407, .. } => "check the user and the password of the proxy, in HTTP_PROXY",
             Self::Refused { status: 413, .. } => "raise the limit on bodies in the proxy before the Pushgateway",
             Self::Refused { .. } | Self::NotAPushgateway { .. } => {
                 "check that LP_EXPORTER_PUSHGATEWAY_URL is the URL of a Pushgateway, with its route prefix if it has \
@@ -317,12 +422,19 @@ impl Cause {
 /// Long enough for a lost SYN or two, which are sent again after one and three seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a try may take at least, as far as the budget goes: where the server checks each push against all groups, that is a
+/// second or two in a large cluster.
+const TRY_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+
 /// Between the first tries. Each wait is lengthened by chance to up to twice itself, so that the workers of all nodes
 /// do not come back at the same moment.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Between later tries: seldom enough for a server that starts, often enough to use a short budget.
 const LAST_RETRY_DELAY: Duration = Duration::from_secs(3);
+
+/// What is kept of a budget for one more try at its end.
+const LAST_TRY: Duration = Duration::from_secs(1);
 
 /// What a server may ask for at most: a budget of minutes must not be slept away by one reply.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
@@ -405,11 +517,11 @@ async fn read_list(response: Response) -> Result<Vec<Group>, Cause> {
 }
 
 /// What a reply that is no success means.
-async fn refusal(response: Response) -> Cause {
+async fn refusal(response: Response, secrets: &Secrets) -> Cause {
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let location = response.headers().get(header::LOCATION).map(shown_location);
-    let message = read_message(response).await;
+    let message = read_message(response, secrets).await;
     match (status, location) {
         (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, _) => Cause::Busy {
             status: status.as_u16(),
@@ -423,7 +535,10 @@ async fn refusal(response: Response) -> Cause {
         },
         (status, Some(location)) if status.is_redirection() => Cause::Refused {
             status: status.as_u16(),
-            message: format!("it points to {location}, and only redirects within the same server are followed"),
+            message: format!(
+                "it points to {}, and only redirects within the same server are followed",
+                shown(location.as_bytes(), secrets)
+            ),
         },
         (status, _) => Cause::Refused {
             status: status.as_u16(),
@@ -448,16 +563,16 @@ fn shown_location(location: &HeaderValue) -> String {
 }
 
 /// The beginning of what the server says, in one line without control characters.
-async fn read_message(mut response: Response) -> String {
+async fn read_message(mut response: Response, secrets: &Secrets) -> String {
     let mut bytes = Vec::new();
-    // A message that breaks off is better than none.
+    // A secret that begins in what is shown is read to its end, to be found. A message that breaks off is better than none.
     while let Ok(Some(chunk)) = response.chunk().await {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() > MESSAGE_MAX_BYTES {
+        if bytes.len() > MESSAGE_MAX_BYTES + secrets.longest_bytes() {
             break;
         }
     }
-    let message = one_line(&bytes);
+    let message = shown(&bytes, secrets);
     if message.is_empty() {
         "it says nothing".to_owned()
     } else {
@@ -465,8 +580,11 @@ async fn read_message(mut response: Response) -> String {
     }
 }
 
-/// Text from a stranger, cut to [`MESSAGE_MAX_BYTES`], as one line.
-fn one_line(bytes: &[u8]) -> String {
+/// Text from a stranger, cut to [`MESSAGE_MAX_BYTES`], as one line; nothing of it where it repeats a secret.
+fn shown(bytes: &[u8], secrets: &Secrets) -> String {
+    if secrets.are_in(bytes) {
+        return "what it says holds our own password or token, and is not shown".to_owned();
+    }
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MESSAGE_MAX_BYTES)]);
     let spaced = text.replace(|character: char| character.is_control(), " ");
     let mut line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -478,11 +596,16 @@ fn one_line(bytes: &[u8]) -> String {
 
 /// What a request without a whole reply means.
 fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
-    let is_certificate =
-        causes(error).any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_))));
-    if is_certificate {
+    let tls = causes(error).find_map(tls_error);
+    if let Some(rustls::Error::InvalidCertificate(_)) = tls {
         Cause::Untrusted {
             why: deepest_cause(error),
+        }
+    } else if let Some(rustls::Error::AlertReceived(alert)) = tls
+        && is_about_our_certificate(*alert)
+    {
+        Cause::NotTrusted {
+            why: format!("it answers with the alert {alert:?}"),
         }
     } else if error.is_timeout() && !error.is_connect() {
         Cause::Unreachable {
@@ -493,6 +616,20 @@ fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
             why: deepest_cause(error),
         }
     }
+}
+
+fn is_about_our_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    )
 }
 
 /// The TLS error in `error`. I/O errors, in which it travels, may lie in each other, and are not in the chain of sources.

@@ -10,14 +10,20 @@ use std::io::Read;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::owner::Owner;
+
 /// A group that the server holds.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Group {
     /// The labels of its key, the job among them.
     pub labels: BTreeMap<String, String>,
     /// When it was last pushed, by the server's clock, in seconds since 1970; 0 if no push was ever accepted: the
     /// server then made the group only to say that one failed.
     pub push_time_seconds: f64,
+    /// When the run began that pushed it, by the controller's clock, in seconds since 1970, if it says so.
+    pub run_start_seconds: Option<f64>,
+    /// Whose it is, if it says so: version 0.1 does not, nor do other programs.
+    pub owner: Option<Owner>,
     /// The PersistentVolumes that a worker said it had no time for: on a disk that hangs, above all.
     pub timed_out_volumes: Vec<String>,
 }
@@ -44,7 +50,12 @@ struct Reply {
 #[derive(serde::Deserialize)]
 struct ListedGroup {
     labels: Labels,
-    push_time_seconds: Option<PushTime>,
+    #[serde(default)]
+    push_time_seconds: Value,
+    #[serde(default, rename = "lp_exporter_run_start_timestamp_seconds")]
+    run_start: Value,
+    #[serde(default, rename = "lp_exporter_owner_info")]
+    owner: OwnerInfo,
     #[serde(default, rename = "local_volume_scan_state")]
     scan_states: TimedOut,
 }
@@ -52,27 +63,41 @@ struct ListedGroup {
 impl ListedGroup {
     fn into_group(self) -> Option<Group> {
         // The server itself writes the time, 0 for a group of which no push was ever accepted.
-        let samples = self.push_time_seconds.map(|family| family.metrics).unwrap_or_default();
-        let push_time_seconds = samples
-            .first()
-            .and_then(|sample| sample.value.parse().ok())
-            .unwrap_or(0.0);
         Some(Group {
             labels: self.labels.0?,
-            push_time_seconds,
+            push_time_seconds: self.push_time_seconds.first().unwrap_or(0.0),
+            run_start_seconds: self.run_start.first(),
+            owner: self.owner.metrics.into_iter().next().map(|sample| sample.labels),
             timed_out_volumes: self.scan_states.metrics.0,
         })
     }
 }
 
-#[derive(serde::Deserialize)]
-struct PushTime {
+/// A family of one sample.
+#[derive(Default, serde::Deserialize)]
+struct Value {
     metrics: Vec<Sample>,
+}
+
+impl Value {
+    fn first(&self) -> Option<f64> {
+        self.metrics.first()?.value.parse().ok()
+    }
 }
 
 #[derive(serde::Deserialize)]
 struct Sample {
     value: String,
+}
+
+#[derive(Default, serde::Deserialize)]
+struct OwnerInfo {
+    metrics: Vec<OwnerSample>,
+}
+
+#[derive(serde::Deserialize)]
+struct OwnerSample {
+    labels: Owner,
 }
 
 /// The family of the states, of which most are complete and not kept.
@@ -238,6 +263,46 @@ mod tests {
         );
         let groups = read_groups(reply.as_bytes()).expect("it is a list");
         assert_eq!(groups[0].timed_out_volumes, ["hangs"]);
+    }
+
+    #[test]
+    fn reads_whose_a_group_is_and_of_which_run() {
+        let family = |labels: &str, value: &str| {
+            format!(r#"{{"type":"GAUGE","metrics":[{{"labels":{{{labels}}},"value":"{value}"}}]}}"#)
+        };
+        for (metrics, owner, run_start) in [
+            (String::new(), None, None),
+            (
+                format!(
+                    r#","lp_exporter_owner_info":{},"lp_exporter_run_start_timestamp_seconds":{}"#,
+                    family(r#""cluster_uid":"u","cronjob":"ns/n","job":"a","instance":"""#, "1"),
+                    family(r#""job":"a""#, "1.795123456789e+09")
+                ),
+                Some(("u", "ns/n")),
+                Some(1_795_123_456.789),
+            ),
+            (
+                format!(r#","lp_exporter_owner_info":{}"#, family(r#""job":"a""#, "1")),
+                Some(("", "")),
+                None,
+            ),
+            (
+                r#","lp_exporter_owner_info":{"metrics":[]},"lp_exporter_run_start_timestamp_seconds":{"metrics":[]}"#
+                    .to_owned(),
+                None,
+                None,
+            ),
+        ] {
+            let reply = format!(r#"{{"status":"success","data":[{{"labels":{{"job":"a"}}{metrics}}}]}}"#);
+            let groups = read_groups(reply.as_bytes()).expect("it is a list");
+            let read = groups[0].owner.as_ref();
+            assert_eq!(
+                read.map(|owner| (&*owner.cluster_uid, &*owner.cronjob)),
+                owner,
+                "{reply}"
+            );
+            assert_eq!(groups[0].run_start_seconds, run_start, "{reply}");
+        }
     }
 
     #[test]

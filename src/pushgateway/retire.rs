@@ -1,57 +1,176 @@
-//! Which groups on the Pushgateway have outlived their node.
+//! Which groups on the Pushgateway have outlived what they tell of, and which are somebody else's.
 //!
 //! Pure. A Pushgateway never forgets, so whoever pushes must delete; and it may be shared, so only what is certainly
 //! ours is deleted.
 
 use std::collections::BTreeSet;
+use std::fmt::{self, Display, Formatter};
 
-use super::group::{GroupingKey, GroupingLabels};
+use super::group::{CONTROLLER_JOB, GroupingKey, GroupingLabels, REPORT_JOB, SUCCESS_JOB, WORKER_JOB};
 use super::list::Group;
+use crate::owner::Owner;
 
-/// The keys of those among `groups` that our workers pushed for nodes which are not in `nodes_with_volumes` (names of
-/// nodes). Ours are the groups of our workers' job with a node and exactly our extra labels with our values, so that
-/// groups of other programs and of other clusters are never among them.
+/// What makes a group ours: one of our jobs, exactly these extra labels with these values, and us as its owner.
+#[derive(Debug, Clone, Copy)]
+pub struct Ours<'a> {
+    /// The labels of the user.
+    pub grouping_labels: &'a GroupingLabels,
+    /// Us.
+    pub owner: &'a Owner,
+}
+
+impl Ours<'_> {
+    /// Whether a group lies where ours do, whoever pushed it.
+    fn is_our_key(&self, key: &GroupingKey) -> bool {
+        let without_node = [CONTROLLER_JOB, REPORT_JOB, SUCCESS_JOB];
+        key.worker_node(self.grouping_labels).is_some()
+            || without_node
+                .iter()
+                .any(|job| *key == GroupingKey::new(job, self.grouping_labels))
+    }
+
+    /// Whether nobody else says that the group is theirs. An older release does not say whose its groups are; nor does the
+    /// empty group that the server makes to tell of a refused push.
+    fn is_free(&self, group: &Group) -> bool {
+        group.owner.as_ref().is_none_or(|owner| owner == self.owner)
+    }
+}
+
+/// Those among `groups` that lie where ours do and that another one pushed. If there is one, nothing may be pushed: it would
+/// take the place of theirs, and theirs of ours, for ever.
+#[must_use]
+pub fn groups_of_others<'g>(groups: &'g [Group], ours: Ours<'_>) -> Vec<(GroupingKey, &'g Owner)> {
+    groups
+        .iter()
+        .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
+        .filter(|(key, group)| ours.is_our_key(key) && !ours.is_free(group))
+        .filter_map(|(key, group)| Some((key, group.owner.as_ref()?)))
+        .collect()
+}
+
+/// Why a group goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlived {
+    /// Its node holds no volumes any more, or is gone.
+    NoVolumes,
+    /// The server made it to tell of a refused push, and nothing was ever pushed into it.
+    NeverPushed,
+    /// Its node was not measured for so long that its numbers say nothing any more.
+    TooOld,
+}
+
+impl Display for Outlived {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outlived::NoVolumes => "its node is gone, or holds no volumes any more",
+            Outlived::NeverPushed => "it is the empty trace of a refused push",
+            Outlived::TooOld => "its node has not been measured for too long",
+        })
+    }
+}
+
+/// What a run knows of the nodes whose groups may go.
+#[derive(Debug, Clone, Copy)]
+pub struct Nodes<'a> {
+    /// Names of the nodes that volumes lie on or may lie on, measured or not.
+    pub with_volumes: &'a BTreeSet<String>,
+    /// Names of the nodes that this run wanted to measure: some of those above.
+    pub wanted: &'a BTreeSet<String>,
+    /// What of these was pushed by a run that began before this, in seconds since 1970, is too old.
+    pub kept_since_unix_seconds: f64,
+}
+
+/// The keys of those among `groups` that our workers pushed and that are to go, and why.
 ///
 /// Call it only with the nodes of a complete list of volumes: what is missing there is deleted here.
 #[must_use]
-pub fn groups_to_retire(
-    groups: &[Group],
-    grouping_labels: &GroupingLabels,
-    nodes_with_volumes: &BTreeSet<String>,
-) -> Vec<GroupingKey> {
-    let outlived = |key: &GroupingKey| {
-        key.worker_node(grouping_labels)
-            .is_some_and(|node| !nodes_with_volumes.contains(node))
+pub fn groups_to_retire(groups: &[Group], ours: Ours<'_>, nodes: Nodes<'_>) -> Vec<(GroupingKey, Outlived)> {
+    let outlived = |group: &Group| {
+        let key = GroupingKey::from_labels(&group.labels)?;
+        let node = key.worker_node(ours.grouping_labels).filter(|_| ours.is_free(group))?;
+        // Of a group of an older release the server knows when it was pushed.
+        let began = group.run_start_seconds.unwrap_or(group.push_time_seconds);
+        let why = if group.push_time_seconds <= 0.0 {
+            Outlived::NeverPushed
+        } else if !nodes.with_volumes.contains(node) {
+            Outlived::NoVolumes
+        } else if nodes.wanted.contains(node) && began < nodes.kept_since_unix_seconds {
+            Outlived::TooOld
+        } else {
+            return None;
+        };
+        Some((key, why))
     };
-    groups
-        .iter()
-        .filter_map(|group| GroupingKey::from_labels(&group.labels))
-        .filter(outlived)
-        .collect()
+    groups.iter().filter_map(outlived).collect()
+}
+
+/// Whether a job is one of ours, or of the Python exporter that came before (`projectbeta`, and `<node>_usage_metrics` for
+/// each node).
+#[must_use]
+pub fn is_known_job(job: &str) -> bool {
+    [CONTROLLER_JOB, WORKER_JOB, REPORT_JOB, SUCCESS_JOB, "projectbeta"].contains(&job)
+        || job.ends_with("_usage_metrics")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn group(labels: &str) -> Group {
-        let pairs = labels.split(',').filter_map(|pair| pair.split_once('='));
-        let labels = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Group {
-            labels,
-            push_time_seconds: 1.0,
-            timed_out_volumes: Vec::new(),
+    /// `label=value,…`, then `owner`, `start` and `pushed` where they are not those of a good push of ours.
+    fn group(text: &str) -> Group {
+        let mut group = Group {
+            push_time_seconds: 1000.0,
+            run_start_seconds: Some(1000.0),
+            owner: Some(owner("us")),
+            ..Group::default()
+        };
+        for (name, value) in text.split(',').filter_map(|pair| pair.split_once('=')) {
+            match name {
+                "owner" => group.owner = (value != "none").then(|| owner(value)),
+                "start" => group.run_start_seconds = value.parse().ok(),
+                "pushed" => group.push_time_seconds = value.parse().expect("a number of the test"),
+                _ => drop(group.labels.insert(name.to_owned(), value.to_owned())),
+            }
+        }
+        group
+    }
+
+    fn owner(name: &str) -> Owner {
+        Owner {
+            cluster_uid: name.to_owned(),
+            cronjob: "lp-exporter/lp-exporter".to_owned(),
         }
     }
 
-    fn check(groups: &[&str], cluster: Option<&str>, nodes: &[&str], expected: &[&str]) {
-        let groups: Vec<Group> = groups.iter().map(|labels| group(labels)).collect();
+    fn labels(cluster: Option<&str>) -> GroupingLabels {
         let cluster = cluster.map(|value| format!("cluster={value}").parse().expect("a label of the test"));
-        let grouping_labels = GroupingLabels::new(cluster, []).expect("labels of the test");
-        let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
-        let retired = groups_to_retire(&groups, &grouping_labels, &nodes);
-        let paths: Vec<String> = retired.iter().map(GroupingKey::path).collect();
-        assert_eq!(paths, expected, "{groups:?}");
+        GroupingLabels::new(cluster, []).expect("labels of the test")
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// `wanted` nodes are measured or kept since 500; `skipped` ones hold volumes that nobody measures.
+    fn check(groups: &[&str], cluster: Option<&str>, wanted: &[&str], skipped: &[&str], expected: &[&str]) {
+        let groups: Vec<Group> = groups.iter().map(|text| group(text)).collect();
+        let ours = Ours {
+            grouping_labels: &labels(cluster),
+            owner: &owner("us"),
+        };
+        let wanted = set(wanted);
+        let with_volumes = wanted.union(&set(skipped)).cloned().collect();
+        let nodes = Nodes {
+            with_volumes: &with_volumes,
+            wanted: &wanted,
+            kept_since_unix_seconds: 500.0,
+        };
+        let retired = groups_to_retire(&groups, ours, nodes);
+        let told: Vec<String> = retired
+            .iter()
+            .map(|(key, why)| format!("{} {why:?}", key.path()))
+            .collect();
+        assert_eq!(told, expected, "{groups:?}");
     }
 
     #[test]
@@ -59,6 +178,7 @@ mod tests {
         let shared = [
             "job=lp-exporter-job,node=n1",
             "job=lp-exporter-job,node=n2",
+            "job=lp-exporter-job,node=n3,owner=them",
             "job=lp-exporter-job,node=n1,cluster=a",
             "job=lp-exporter-job,node=n2,cluster=a",
             "job=lp-exporter-job,node=n2,cluster=b",
@@ -72,32 +192,106 @@ mod tests {
             "node=n2",
         ];
         let [node_1, node_2] = [
-            "/metrics/job/lp-exporter-job/node/n1",
-            "/metrics/job/lp-exporter-job/node/n2",
+            "/metrics/job/lp-exporter-job/node/n1 NoVolumes",
+            "/metrics/job/lp-exporter-job/node/n2 NoVolumes",
         ];
-        check(&shared, None, &["n1", "n2"], &[]);
-        check(&shared, None, &["n1"], &[node_2]);
-        check(&shared, None, &[], &[node_1, node_2]);
+        check(&shared, None, &["n1", "n2"], &[], &[]);
+        check(&shared, None, &["n1"], &[], &[node_2]);
+        check(&shared, None, &["n1"], &["n2"], &[]);
+        check(&shared, None, &[], &[], &[node_1, node_2]);
         check(
             &shared,
             Some("a"),
             &["n1"],
-            &["/metrics/job/lp-exporter-job/node/n2/cluster/a"],
+            &[],
+            &["/metrics/job/lp-exporter-job/node/n2/cluster/a NoVolumes"],
         );
-        check(&shared, Some("c"), &[], &[]);
-        check(&shared, Some(""), &[], &[]);
-        check(&[], None, &["n1"], &[]);
+        check(&shared, Some("c"), &[], &[], &[]);
+        check(&shared, Some(""), &[], &[], &[]);
+        check(&[], None, &["n1"], &[], &[]);
         check(
             &["job=lp-exporter-job,node="],
             None,
             &["n1"],
-            &["/metrics/job/lp-exporter-job/node@base64/="],
+            &[],
+            &["/metrics/job/lp-exporter-job/node@base64/= NoVolumes"],
         );
         check(
             &["job=lp-exporter-job,node=n1/x"],
             None,
             &["n1"],
-            &["/metrics/job/lp-exporter-job/node@base64/bjEveA"],
+            &[],
+            &["/metrics/job/lp-exporter-job/node@base64/bjEveA NoVolumes"],
         );
+    }
+
+    #[test]
+    fn what_was_not_measured_for_long_goes() {
+        let key = "/metrics/job/lp-exporter-job/node/n1";
+        for (state, expected) in [
+            ("start=500", None),
+            ("start=499", Some("TooOld")),
+            ("start=499,owner=them", None),
+            // An older release says neither whose it is nor of which run.
+            ("start=none,owner=none,pushed=499", Some("TooOld")),
+            ("start=none,owner=none,pushed=500", None),
+            ("start=none,owner=none,pushed=0", Some("NeverPushed")),
+            ("start=499,pushed=1000", Some("TooOld")),
+        ] {
+            let expected: Vec<String> = expected.iter().map(|why| format!("{key} {why}")).collect();
+            let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+            check(
+                &[&format!("job=lp-exporter-job,node=n1,{state}")],
+                None,
+                &["n1"],
+                &[],
+                &expected,
+            );
+        }
+        // Nobody wants to measure it: a filter or a base path may be wrong, and age says nothing of it.
+        check(&["job=lp-exporter-job,node=n1,start=1"], None, &[], &["n1"], &[]);
+    }
+
+    #[test]
+    fn groups_of_others_where_ours_lie_are_found() {
+        for (text, cluster, expected) in [
+            ("job=lp-exporter", None, false),
+            ("job=lp-exporter,owner=them", None, true),
+            ("job=lp-exporter-run,owner=them", None, true),
+            ("job=lp-exporter-success,owner=them", None, true),
+            ("job=lp-exporter-job,node=n1,owner=them", None, true),
+            ("job=lp-exporter-job,node=n1,owner=none", None, false),
+            ("job=lp-exporter-job,node=n1,owner=none,pushed=0", None, false),
+            ("job=lp-exporter,owner=them", Some("a"), false),
+            ("job=lp-exporter,cluster=b,owner=them", Some("a"), false),
+            ("job=lp-exporter,cluster=a,owner=them", Some("a"), true),
+            ("job=lp-exporter,cluster=a,owner=them", None, false),
+            ("job=backup,owner=them", None, false),
+        ] {
+            let groups = [group(text)];
+            let ours = Ours {
+                grouping_labels: &labels(cluster),
+                owner: &owner("us"),
+            };
+            assert_eq!(
+                !groups_of_others(&groups, ours).is_empty(),
+                expected,
+                "{text} for {cluster:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn jobs_that_are_known() {
+        for (job, expected) in [
+            ("lp-exporter", true),
+            ("lp-exporter-job", true),
+            ("projectbeta", true),
+            ("node-1_usage_metrics", true),
+            ("backup", false),
+            ("lp-exporter-job-2", false),
+        ] {
+            assert_eq!(is_known_job(job), expected, "{job}");
+        }
     }
 }

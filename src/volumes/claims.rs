@@ -4,7 +4,9 @@
 //! really bound to speaks for it ([`Claims::of`]). Labels and annotations are written by whoever owns the claim, so nothing
 //! here is believed unread.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 
 use super::quantity::excerpt;
 use super::volume::{ClaimReference, Volume};
@@ -73,7 +75,7 @@ impl Claim {
 /// The claims of the cluster, arranged to be found.
 #[derive(Debug, Default)]
 pub struct Claims {
-    by_namespace: HashMap<String, HashMap<String, Claim>>,
+    by_namespace: HashMap<String, HashSet<ByName>>,
     /// How many there are that could not be read.
     unreadable: usize,
 }
@@ -91,7 +93,7 @@ impl Claims {
         self.by_namespace
             .entry(claim.reference.namespace.clone())
             .or_default()
-            .insert(claim.reference.name.clone(), claim);
+            .replace(ByName(Box::new(claim)));
     }
 
     /// Counts a claim that cannot be read: what it wants is not known, and its volume is treated as one without a claim.
@@ -108,7 +110,7 @@ impl Claims {
     /// name is another claim, and so is one that is bound to another volume.
     pub fn of(&self, volume: &Volume) -> Option<&Claim> {
         let named = volume.claim.as_ref()?;
-        let claim = self.by_namespace.get(&named.namespace)?.get(&named.name)?;
+        let ByName(claim) = self.by_namespace.get(&named.namespace)?.get(named.name.as_str())?;
         let is_another = match (&named.uid, &claim.reference.uid) {
             (Some(bound), Some(live)) => bound != live,
             _ => false,
@@ -119,13 +121,37 @@ impl Claims {
 
     /// Every claim whose volume is gone, as `namespace/name`, in order.
     pub fn lost(&self) -> Vec<String> {
-        let claims = self.by_namespace.values().flat_map(HashMap::values);
+        let claims = self.by_namespace.values().flatten().map(|ByName(claim)| claim);
         let mut lost: Vec<String> = claims
             .filter(|claim| claim.is_lost)
             .map(|claim| format!("{}/{}", claim.reference.namespace, claim.reference.name))
             .collect();
         lost.sort();
         lost
+    }
+}
+
+/// A claim that is found by its name. A map would hold the name twice, and room for twice as many claims as there are.
+#[derive(Debug)]
+struct ByName(Box<Claim>);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        &self.0.reference.name
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &ByName) -> bool {
+        Borrow::<str>::borrow(self) == Borrow::<str>::borrow(other)
+    }
+}
+
+impl Eq for ByName {}
+
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<str>::borrow(self).hash(state);
     }
 }
 

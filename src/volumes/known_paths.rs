@@ -211,8 +211,8 @@ mod tests {
     fn check(affinity: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: Option<&str>, why: &str) {
         let nodes = nodes();
         let mut volume = volume("pv");
-        volume.affinity = affinity;
-        volume.selected_node = selected_node.map(str::to_owned);
+        volume.affinity = affinity.map(Into::into);
+        volume.selected_node = selected_node.map(Into::into);
         let mut index = NodeIndex::new(&nodes);
         let found = index.surely_on(&volume).map(|node| nodes[node].name.as_str());
         assert_eq!(found, expected, "{why}");
@@ -231,8 +231,8 @@ mod tests {
             one.created_unix_seconds = node_seconds;
             let mut volume = volume("pv");
             volume.created_unix_seconds = volume_seconds;
-            volume.selected_node = Some("a".to_owned());
-            volume.affinity = Some(vec![term(HOSTNAME, &["a"])]);
+            volume.selected_node = Some("a".into());
+            volume.affinity = Some([term(HOSTNAME, &["a"])].into());
             let found = NodeIndex::new(&[one]).surely_on(&volume);
             assert_eq!(found, expected, "{volume_seconds:?} {node_seconds:?}");
         }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::collect::{Collect, Collected};
+use crate::owner::Owner;
 
 /// The version of [`NodePlan`] that this program writes and reads. It changes with every change of the type that an older
 /// or newer worker would take wrongly.
@@ -64,6 +65,8 @@ pub struct Run {
     /// When the run began, by the controller's clock: pushed with every group, so that anyone can tell which run a number
     /// is from.
     pub started_unix_seconds: f64,
+    /// Whose the groups are that it pushes.
+    pub owner: Owner,
 }
 
 /// A base directory of the node.
@@ -281,6 +284,7 @@ mod tests {
             run: Run {
                 id: "6b1f".to_owned(),
                 started_unix_seconds: 1_700_000_000.25,
+                owner: crate::owner::Owner::default(),
             },
             node: "node-1".to_owned(),
             budget_seconds: 240.0,

@@ -20,6 +20,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -64,7 +65,7 @@ pub struct NodeIndex<'a> {
     all: Rc<[usize]>,
     by_name: HashMap<&'a str, usize>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
-    shared_by_class: HashMap<String, Option<usize>>,
+    shared_by_class: HashMap<Arc<str>, Option<usize>>,
     /// What matches affinities that take a look at several nodes to say so: thousands of volumes may have the same one.
     remembered: HashMap<Vec<NodeSelectorTerm>, Rc<Matching>>,
     /// Whether each node is among those that measure what is shared, as long as one of them can.
@@ -360,11 +361,25 @@ fn describe(terms: &[NodeSelectorTerm]) -> String {
     let requirements = terms
         .iter()
         .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
-    let words: Vec<String> = requirements
-        .map(|one| format!("{} in {:?}", one.key, one.values))
-        .collect();
-    let text = format!("its node affinity matches no node: {}", words.join(", "));
+    let words: Vec<String> = requirements.map(in_words).collect();
+    let text = if words.is_empty() {
+        "its node affinity matches no node: it asks for nothing, and that matches nothing".to_owned()
+    } else {
+        format!("its node affinity matches no node: {}", words.join(", "))
+    };
     one_line(&text, DESCRIPTION_MAX_CHARS)
+}
+
+fn in_words(requirement: &Requirement) -> String {
+    let Requirement { key, operator, values } = requirement;
+    match operator {
+        Operator::In => format!("{key} in {values:?}"),
+        Operator::NotIn => format!("{key} not in {values:?}"),
+        Operator::Exists => format!("{key} exists"),
+        Operator::DoesNotExist => format!("{key} does not exist"),
+        Operator::Gt => format!("{key} greater than {values:?}"),
+        Operator::Lt => format!("{key} less than {values:?}"),
+    }
 }
 
 #[cfg(test)]
@@ -418,8 +433,8 @@ mod tests {
 
     fn check(terms: Option<Vec<NodeSelectorTerm>>, selected_node: Option<&str>, expected: &str) {
         let mut volume = volume("pv");
-        volume.affinity = terms.clone();
-        volume.selected_node = selected_node.map(str::to_owned);
+        volume.affinity = terms.clone().map(Into::into);
+        volume.selected_node = selected_node.map(Into::into);
         let nodes = nodes();
         let placement = NodeIndex::new(&nodes).place(&volume);
         assert_eq!(
@@ -466,8 +481,8 @@ mod tests {
         let mut index = NodeIndex::new(&nodes);
         let with = |terms: Vec<NodeSelectorTerm>, class: &str| {
             let mut volume = volume("pv");
-            volume.affinity = Some(terms);
-            volume.storage_class = class.to_owned();
+            volume.affinity = Some(terms.into());
+            volume.storage_class = class.into();
             volume
         };
         let exists = |key: &str| {
@@ -515,8 +530,8 @@ mod tests {
     fn what_is_shared_is_measured_by_the_nodes_that_are_to_be_measured() {
         let place = |terms: Option<Vec<NodeSelectorTerm>>, selected_node: &str, preferred: &[&str]| {
             let mut volume = volume("pv");
-            volume.affinity = terms;
-            volume.selected_node = Some(selected_node.to_owned());
+            volume.affinity = terms.map(Into::into);
+            volume.selected_node = Some(selected_node.into());
             let preferred = preferred.iter().map(|name| (*name).to_owned()).collect();
             told(NodeIndex::new(&nodes()).preferring(&preferred).place(&volume))
         };
@@ -536,8 +551,8 @@ mod tests {
         let all: Vec<Node> = (0..20).map(|index| node(&format!("node-{index}"))).collect();
         let place = |nodes: &[Node], class: &str| {
             let mut volume = volume("pv");
-            volume.selected_node = Some(String::new());
-            volume.storage_class = class.to_owned();
+            volume.selected_node = Some(Arc::default());
+            volume.storage_class = class.into();
             match NodeIndex::new(nodes).place(&volume) {
                 Placement::Shared(node) => nodes[node].name.clone(),
                 other => panic!("{other:?}"),

@@ -3,6 +3,7 @@
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::text::one_line;
@@ -65,7 +66,7 @@ pub struct PlacedVolume {
     /// Namespace and name of its claim, if it has one.
     pub claim: Option<(String, String)>,
     /// Its storage class; empty when it has none.
-    pub storage_class: String,
+    pub storage_class: Arc<str>,
     /// Its directory on the node, in normal form.
     pub path: String,
     /// The base path that it lies below: an index into the base paths of the run.
@@ -77,9 +78,9 @@ pub struct PlacedVolume {
     /// What its claim requests now, in bytes, where that claim still exists.
     pub requested_bytes: Option<u64>,
     /// The volume's phase.
-    pub phase: String,
+    pub phase: Arc<str>,
     /// What happens to the directory when the claim goes.
-    pub reclaim_policy: String,
+    pub reclaim_policy: Arc<str>,
     /// When it was made, in seconds since 1970.
     pub created_unix_seconds: Option<i64>,
     /// Whether several nodes share its file system.
@@ -364,7 +365,7 @@ impl PlannedNode {
             persistentvolume: volume.name.clone(),
             namespace: volume.claim.as_ref().map(|(namespace, _)| namespace.clone()),
             persistentvolumeclaim: volume.claim.as_ref().map(|(_, name)| name.clone()),
-            storageclass: volume.storage_class.clone(),
+            storageclass: volume.storage_class.to_string(),
             path: volume.path.clone(),
             base: base_of(volume),
             left_alone: false,
@@ -454,10 +455,13 @@ mod tests {
             operator: Operator::In,
             values: vec![node.to_owned()],
         };
-        volume.affinity = Some(vec![NodeSelectorTerm {
-            match_expressions: vec![requirement],
-            match_fields: Vec::new(),
-        }]);
+        volume.affinity = Some(
+            [NodeSelectorTerm {
+                match_expressions: vec![requirement],
+                match_fields: Vec::new(),
+            }]
+            .into(),
+        );
         volume
     }
 
@@ -572,6 +576,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collect = Collect::everything();
         let collecting = Collecting {
@@ -605,9 +610,9 @@ mod tests {
     /// `pv` lies on a, `other` of another class on b, `shared` on both.
     fn cluster() -> (Vec<Volume>, [Node; 2]) {
         let mut other = on(volume("other"), "b");
-        other.storage_class = "fast".to_owned();
+        other.storage_class = "fast".into();
         let mut shared = volume("shared");
-        shared.selected_node = Some(String::new());
+        shared.selected_node = Some(Arc::default());
         (vec![on(volume("pv"), "a"), other, shared], [node("a"), node("b")])
     }
 
@@ -805,14 +810,17 @@ mod tests {
         use crate::volumes::pods::PodOnNode;
         let shared = |name: &str| {
             let mut volume = volume(name);
-            volume.selected_node = Some(String::new());
+            volume.selected_node = Some(Arc::default());
             volume
         };
         let in_zone = |zone: &str| {
             let mut volume = on(volume("pv"), zone);
-            for term in volume.affinity.iter_mut().flatten() {
-                term.match_expressions[0].key = "zone".to_owned();
-            }
+            let terms = volume
+                .affinity
+                .as_mut()
+                .and_then(Arc::get_mut)
+                .expect("nobody else holds it");
+            terms[0].match_expressions[0].key = "zone".to_owned();
             volume
         };
         let spread = volume("spread");
@@ -949,19 +957,19 @@ mod tests {
             (path, class, namespace, proptest::option::of(node), 0..4_u8).prop_map(
                 |(path, class, namespace, node, affinity)| {
                     let mut volume = at(volume("pv"), path);
-                    volume.storage_class = class.to_owned();
+                    volume.storage_class = class.into();
                     volume.claim = (!namespace.is_empty()).then(|| ClaimReference {
                         namespace: namespace.to_owned(),
                         name: String::new(),
                         uid: Some("1".to_owned()),
                     });
-                    volume.selected_node = node.map(str::to_owned);
+                    volume.selected_node = node.map(Into::into);
                     match affinity {
                         0 => volume,
                         1 => on(volume, node.unwrap_or("gone")),
                         2 => on(volume, "n1"),
                         _ => {
-                            volume.affinity = Some(Vec::new());
+                            volume.affinity = Some([].into());
                             volume
                         }
                     }
@@ -1111,7 +1119,7 @@ mod tests {
                 }
                 for node in &plan.nodes {
                     prop_assert!(node.volumes.iter().all(|volume| node.bases.contains(&volume.base)));
-                    let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                    let run = Run { id: String::new(), started_unix_seconds: 1.0, owner: crate::owner::Owner::default() };
                     let collecting = Collecting {
                         collect: &Collect::everything(),
                         orphan_age: Duration::ZERO,
@@ -1133,7 +1141,7 @@ mod tests {
                     .zip(&fates)
                     .map(|(node, fate)| (node.name.clone(), outcome(node, *fate)))
                     .collect();
-                let run = Run { id: String::new(), started_unix_seconds: 1.0 };
+                let run = Run { id: String::new(), started_unix_seconds: 1.0, owner: crate::owner::Owner::default() };
                 let report = Report {
                     run: &run,
                     plan: &plan,
@@ -1152,7 +1160,7 @@ mod tests {
     #[test]
     fn a_node_plan_knows_every_path_that_may_lie_there() {
         let mut shared = at(volume("shared"), "/data1/shared");
-        shared.selected_node = Some("a".to_owned());
+        shared.selected_node = Some("a".into());
         let plan = check(
             vec![
                 on(at(volume("own"), "/data1/own"), "a"),
@@ -1169,6 +1177,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let told = |collect: &Collect| {
             let collecting = Collecting {
@@ -1197,6 +1206,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collecting = Collecting {
             collect: &Collect::everything(),
@@ -1226,6 +1236,7 @@ mod tests {
         let run = Run {
             id: "run".to_owned(),
             started_unix_seconds: 1.5,
+            owner: crate::owner::Owner::default(),
         };
         let collecting = Collecting {
             collect: &Collect::everything(),

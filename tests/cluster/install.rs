@@ -19,7 +19,7 @@ pub(crate) const MONITORING: &str = "lp-e2e-monitoring";
 pub(crate) const INTERVAL_SECONDS: u64 = 60;
 
 const TEMPLATE_CONFIG_MAP: &str = "lp-exporter-job-template";
-const NODE_ROLE_LABEL: &str = "lp-e2e-role";
+pub(crate) const NODE_ROLE_LABEL: &str = "lp-e2e-role";
 
 /// Chooses the three nodes, and remembers the choice as labels, so that one step can be run again by itself.
 pub(crate) fn choose_nodes() -> Result<Nodes> {

@@ -139,6 +139,24 @@ fn trials(settings: &Settings) -> Vec<Trial> {
         ),
         trial(
             s,
+            "the_pushgateway_is_replaced_in_mid_run",
+            &[],
+            steps::push::the_pushgateway_is_replaced_in_mid_run,
+        ),
+        trial(
+            s,
+            "the_pushgateway_is_restarted_in_mid_run",
+            &[&s.node_exec],
+            steps::push::the_pushgateway_is_restarted_in_mid_run,
+        ),
+        trial(
+            s,
+            "a_node_that_is_deleted_for_good",
+            &[&s.node_stop, &s.node_start],
+            steps::push::a_node_that_is_deleted_for_good,
+        ),
+        trial(
+            s,
             "a_deleted_claim_leaves_nothing",
             &[],
             steps::numbers::a_deleted_claim_leaves_nothing,

@@ -40,6 +40,8 @@ pub enum Fate {
     Run,
     /// Its worker is run with a plan that is changed first.
     RunWith(fn(&mut Value)),
+    /// Its worker is run, and something else stands in its termination message.
+    RunThenSay(&'static str),
     /// Its container ends at once: exit code, kubelet's reason, termination message.
     Exit(i32, &'static str, String),
     /// The same, but the end of the Job is seen before that of its pod: nothing orders two watches.
@@ -171,8 +173,9 @@ impl Work {
         self.server.put(self.pod());
         match fate {
             Fate::NoPod => {}
-            Fate::Run => self.run(|_plan| {}).await,
-            Fate::RunWith(change) => self.run(change).await,
+            Fate::Run => self.run(|_plan| {}, None).await,
+            Fate::RunWith(change) => self.run(change, None).await,
+            Fate::RunThenSay(message) => self.run(|_plan| {}, Some(message)).await,
             Fate::Exit(code, reason, message) => {
                 self.running();
                 self.end(code, reason, &message).await;
@@ -196,7 +199,7 @@ impl Work {
                 tokio::time::sleep(JOB_CONTROLLER_DELAY).await;
                 self.pods.fetch_add(1, Ordering::SeqCst);
                 self.server.put(self.pod());
-                self.run(|_plan| {}).await;
+                self.run(|_plan| {}, None).await;
             }
             Fate::NeverFails => {
                 self.running();
@@ -226,7 +229,7 @@ impl Work {
     }
 
     /// Runs the worker to its end, or until its pod is deleted.
-    async fn run(&self, change: fn(&mut Value)) {
+    async fn run(&self, change: fn(&mut Value), say: Option<&str>) {
         let folder = self.machine.scratch.join(self.name());
         let mut child = match self.start(&folder, change).await {
             Ok(child) => child,
@@ -245,7 +248,10 @@ impl Work {
         };
         self.machine.at_once.one_less();
         let code = ended.ok().and_then(|status| status.code()).unwrap_or(137);
-        let message = std::fs::read(folder.join("message")).unwrap_or_default();
+        let message = match say {
+            Some(say) => say.as_bytes().to_vec(),
+            None => std::fs::read(folder.join("message")).unwrap_or_default(),
+        };
         let kept = &message[..message.len().min(TERMINATION_MESSAGE_LIMIT_BYTES)];
         let reason = if code == 0 { "Completed" } else { "Error" };
         self.end(code, reason, &String::from_utf8_lossy(kept)).await;

@@ -9,6 +9,9 @@
 )]
 
 pub mod api_server;
+pub mod fault_proxy;
 pub mod kubelet;
 pub mod objects;
 pub mod pushgateway;
+pub mod real_pushgateway;
+pub mod tls_server;

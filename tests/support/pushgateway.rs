@@ -145,6 +145,12 @@ impl Pushgateway {
         }
     }
 
+    /// Makes the empty group that a refused first push leaves behind.
+    pub fn push_stub(&self, key: &str) {
+        let key = grouping_key(key).expect("the key is well-formed");
+        self.world().groups.insert(key, Group::default());
+    }
+
     /// Loses every group, as a server without persistence does that is replaced.
     pub fn forget(&self) {
         self.world().groups.clear();

@@ -2,6 +2,7 @@
 
 pub(crate) mod nodes;
 pub(crate) mod numbers;
+pub(crate) mod push;
 pub(crate) mod rights;
 pub(crate) mod runs;
 pub(crate) mod shapes;

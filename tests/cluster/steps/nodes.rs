@@ -281,7 +281,7 @@ fn ensure_reported(
 }
 
 /// Brings the lost node back and waits until a run measures it again.
-fn come_back(world: &World) -> Result<()> {
+pub(crate) fn come_back(world: &World) -> Result<()> {
     on_node(&world.settings.node_start, &world.nodes.lost, &[])?;
     wait_until_ready(&[&world.nodes.lost])?;
     fixtures::fill(&world.settings, &world.nodes, &world.claims)?;
@@ -303,7 +303,7 @@ fn come_back(world: &World) -> Result<()> {
 }
 
 /// The last run measured these nodes: their groups are not older than it.
-fn ensure_measured(world: &World, nodes: &[&str]) -> Result<()> {
+pub(crate) fn ensure_measured(world: &World, nodes: &[&str]) -> Result<()> {
     let report = world.report()?;
     let start = report
         .sample("lp_exporter_run_start_timestamp_seconds", &[])
@@ -319,7 +319,7 @@ fn ensure_measured(world: &World, nodes: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_condition(node: &str, condition: &str, expected: bool) -> Result<()> {
+pub(crate) fn wait_for_condition(node: &str, condition: &str, expected: bool) -> Result<()> {
     eventually(
         &format!("{condition} of {node} to be {expected}"),
         Duration::from_secs(90),

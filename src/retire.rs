@@ -1,0 +1,190 @@
+//! `lp-exporter retire`: takes groups away that no run takes away by itself.
+//!
+//! A run deletes only what is certainly its own. What an uninstall, a changed grouping label, a cluster that was made anew,
+//! or the Python exporter that came before left behind, a person has to name.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::cli::{GroupMatch, RetireArguments};
+use crate::exit::Exit;
+use crate::pushgateway::retire::is_known_job;
+use crate::pushgateway::{Group, GroupingKey, PushError, Pushgateway};
+use crate::text::one_line;
+use crate::worker::{pushgateway_at, unix_seconds};
+
+/// For each request, with all its tries.
+const BUDGET: Duration = Duration::from_secs(30);
+/// So much of a label that somebody else wrote is shown.
+const TEXT_MAX_CHARS: usize = 200;
+
+/// Deletes the groups that match, or only tells them.
+pub fn main(arguments: RetireArguments) -> Exit {
+    let RetireArguments {
+        server,
+        matches,
+        dry_run,
+        log: _,
+    } = arguments;
+    let pushgateway = match pushgateway_at(server) {
+        Ok(pushgateway) => pushgateway,
+        Err(error) => {
+            error!("{error:#}");
+            return Exit::BadConfiguration;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!("could not start: {error}");
+            return Exit::Unexpected;
+        }
+    };
+    let retired = runtime.block_on(retire(&pushgateway, &matches, dry_run));
+    // A look-up of a name may hang on one of its threads.
+    runtime.shutdown_background();
+    match retired {
+        Ok(true) => Exit::Done,
+        Ok(false) => Exit::Pushgateway,
+        Err(error) => {
+            error!("{error}");
+            Exit::Pushgateway
+        }
+    }
+}
+
+/// Returns whether everything that matches is gone.
+async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool) -> Result<bool, PushError> {
+    let groups = pushgateway.groups(BUDGET).await?;
+    let found = matching(&groups, matches);
+    let mut left = 0;
+    for (key, group) in &found {
+        let told = describe(key, group);
+        if dry_run {
+            show(&format!("would delete {told}"));
+            continue;
+        }
+        match pushgateway.delete(key, BUDGET).await {
+            Ok(()) => show(&format!("deleted {told}")),
+            Err(error) => {
+                left += 1;
+                error!("{error}");
+            }
+        }
+    }
+    if found.is_empty() {
+        let ours = groups.iter().filter(|group| is_ours(group)).count();
+        warn!(
+            "no group matches: of {} groups on the Pushgateway, {ours} are of lp-exporter or of the Python exporter",
+            groups.len()
+        );
+    } else if dry_run {
+        info!("{} groups match; nothing was deleted", found.len());
+    } else {
+        info!("{} groups were deleted, {left} are left", found.len() - left);
+    }
+    Ok(left == 0)
+}
+
+/// On standard output. Where nobody reads it any more, the rest is done all the same.
+fn show(line: &str) {
+    let _ = writeln!(io::stdout().lock(), "{line}");
+}
+
+fn is_ours(group: &Group) -> bool {
+    GroupingKey::from_labels(&group.labels).is_some_and(|key| is_known_job(key.job()))
+}
+
+/// The groups of the jobs that are known which have all these labels, in their key or as their owner.
+fn matching<'g>(groups: &'g [Group], matches: &[GroupMatch]) -> Vec<(GroupingKey, &'g Group)> {
+    let has_all = |group: &Group| {
+        let mut labels: BTreeMap<&str, &str> = BTreeMap::new();
+        if let Some(owner) = &group.owner {
+            labels.insert("cluster_uid", &owner.cluster_uid);
+            labels.insert("cronjob", &owner.cronjob);
+        }
+        labels.extend(group.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        matches
+            .iter()
+            .all(|wanted| labels.get(wanted.name.as_str()).copied().unwrap_or_default() == wanted.value)
+    };
+    groups
+        .iter()
+        .filter(|group| is_ours(group) && has_all(group))
+        .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
+        .collect()
+}
+
+fn describe(key: &GroupingKey, group: &Group) -> String {
+    let age = if group.push_time_seconds > 0.0 {
+        let seconds = (unix_seconds() - group.push_time_seconds).max(0.0).round();
+        format!(
+            "pushed {} ago",
+            humantime::format_duration(Duration::from_secs_f64(seconds))
+        )
+    } else {
+        "never pushed".to_owned()
+    };
+    let owner = match &group.owner {
+        Some(owner) => format!(", of {owner}"),
+        None => String::new(),
+    };
+    one_line(&format!("{}: {age}{owner}", key.path()), 3 * TEXT_MAX_CHARS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::owner::Owner;
+
+    fn check(matches: &[&str], expected: &[&str]) {
+        let group = |labels: &str, owner: Option<&str>| Group {
+            labels: labels
+                .split(',')
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            owner: owner.map(|uid| Owner {
+                cluster_uid: uid.to_owned(),
+                cronjob: "ns/name".to_owned(),
+            }),
+            ..Group::default()
+        };
+        let groups = [
+            group("job=lp-exporter,cluster=a", Some("1")),
+            group("job=lp-exporter-job,node=n,cluster=a", Some("1")),
+            group("job=lp-exporter-job,node=n", None),
+            group("job=projectbeta", None),
+            group("job=n_usage_metrics,cluster_uid=1", None),
+            group("job=backup,cluster=a", Some("1")),
+        ];
+        let matches: Vec<GroupMatch> = matches
+            .iter()
+            .map(|text| text.parse().expect("a match of the test"))
+            .collect();
+        let found = matching(&groups, &matches);
+        let paths: Vec<String> = found.iter().map(|(key, _)| key.path()).collect();
+        assert_eq!(paths, expected, "{matches:?}");
+    }
+
+    #[test]
+    fn only_known_jobs_with_every_label_match() {
+        let [controller, worker] = [
+            "/metrics/job/lp-exporter/cluster/a",
+            "/metrics/job/lp-exporter-job/node/n/cluster/a",
+        ];
+        let [bare, python] = ["/metrics/job/lp-exporter-job/node/n", "/metrics/job/projectbeta"];
+        let python_node = "/metrics/job/n_usage_metrics/cluster_uid/1";
+        check(&["cluster=a"], &[controller, worker]);
+        check(&["cluster=a", "node=n"], &[worker]);
+        check(&["cluster="], &[bare, python, python_node]);
+        check(&["cluster_uid=1"], &[controller, worker, python_node]);
+        check(&["cluster_uid=1", "cronjob=ns/name"], &[controller, worker]);
+        check(&["job=projectbeta"], &[python]);
+        check(&["job=backup"], &[]);
+        check(&["cluster=b"], &[]);
+    }
+}
