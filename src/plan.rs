@@ -647,7 +647,7 @@ fn write_list(out: &mut impl Write, field: &str, rules: impl Serialize) -> io::R
 fn kubelet_regexes(plan: &Plan) -> Vec<String> {
     let mut by_namespace: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let volumes = plan.nodes.iter().flat_map(|node| &node.volumes);
-    for volume in volumes.filter(|volume| volume.source == SourceKind::Local && volume.phase == "Bound") {
+    for volume in volumes.filter(|volume| volume.source == SourceKind::Local && &*volume.phase == "Bound") {
         if let Some((namespace, claim)) = &volume.claim {
             by_namespace.entry(namespace).or_default().insert(claim);
         }
