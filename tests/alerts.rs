@@ -823,11 +823,11 @@ fn scrape(gateway: &Server) -> String {
     format!("- job_name: pushgateway\n  honor_labels: true\n  static_configs:\n  - targets: ['{address}']\n")
 }
 
-/// The rules with nothing to wait for: an alert fires at its second evaluation.
+/// The rules with nothing to wait for: an alert fires at its second evaluation, and a node is new for a second.
 fn without_waiting(rules: &str) -> String {
     let lines = rules.lines().map(|line| match line.trim_start().split_once(": ") {
         Some(("for", _)) => "    for: 1s\n".to_owned(),
-        _ => format!("{line}\n"),
+        _ => format!("{}\n", line.replace("offset 1h", "offset 1s")),
     });
     lines.collect()
 }
