@@ -18,12 +18,12 @@ const PHASES: [&str; 6] = ["", "Pending", "Available", "Bound", "Released", "Fai
 
 /// The words of our own messages about volumes that are left out: they say what is wrong, and name nothing.
 const WORDS: &str = "\
-    a above absolute affinity after all allowed allows an and annotation annotations any are as at base be because \
+    10Gi a above absolute affinity after all allowed allows an and annotation annotations any are as asks at base be because \
     before begin being below block Block boolean by bytes can cannot capacity character characters claim claimRef \
     class column component count could decimal directories directory does DoesNotExist down duplicate e9 E Ei empty \
-    end exist exists Exists expected exponent field file filter follows for form from G Gi given gone Gt has have \
+    end exist exists Exists expected exponent field file filter follows for form from G Gi given gone greater Gt has have \
     hold holds hostname hostPath in In integer invalid is it its k key Ki kind kubernetes.io/hostname Kubernetes \
-    label labels left length limit line Linux local local.path.provisioner/selected-node longer Lt m M made makes \
+    label labels left length less lp-exporter/measure limit line Linux local local.path.provisioner/selected-node longer Lt m M made makes \
     map match matches matchExpressions matchFields measured message metadata Mi missing more most mounts n name named names \
     namespace negative neither no node nodeAffinity nodes nodeSelectorTerms none nor not nothing NotIn NUL null \
     number object of on one only opens operator or other out outside own P path paths phase Pi pod pods point present \
@@ -238,7 +238,7 @@ impl Redactor {
     }
 
     fn word(&mut self, word: &str, is_quoted: bool) -> String {
-        if word.is_empty() || (!is_quoted && self.is_ours(word)) {
+        if word.is_empty() || (!is_quoted && self.is_ours(word)) || (is_quoted && is_quantity(word)) {
             word.to_owned()
         } else if let Some(substitute) = self.substitutes.get(word) {
             substitute.clone()
@@ -255,6 +255,20 @@ impl Redactor {
             self.name("Word", word)
         }
     }
+}
+
+/// A number with a sign, an exponent or a unit: the size that a report may be about. A bare number may be a name.
+fn is_quantity(word: &str) -> bool {
+    const UNITS: [&str; 14] = [
+        "n", "u", "m", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
+    ];
+    let number = UNITS.iter().find_map(|unit| word.strip_suffix(unit)).unwrap_or(word);
+    let digits = number.bytes().filter(u8::is_ascii_digit).count();
+    let is_plain = number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    // An address has more dots.
+    is_plain && digits > 0 && word.len() > digits && number.len() - digits <= 3 && number.matches('.').count() <= 1
 }
 
 #[cfg(test)]
