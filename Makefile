@@ -13,7 +13,7 @@ FUZZ_TARGETS := quantity affinity path plan dump
 FUZZ_FLAGS := -s none --target-dir $(TARGET_DIR)/fuzz
 IMAGE := localhost/lp-exporter:0.1.0
 
-.PHONY: help build test lint deny dist demo fuzz image manifests e2e
+.PHONY: help build test lint deny dist demo fuzz image manifests e2e rules
 
 help: ## list the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ image: ## the image, by docker (or CONTAINER_ENGINE=podman)
 
 manifests: ## what `kubectl apply -k manifests/overlays/default` applies
 	kubectl kustomize manifests/overlays/default
+
+rules: ## the PrometheusRule objects, from the rule files in alertmanager/rules
+	alertmanager/generate
 
 e2e: ## the run on the cluster of KUBECONFIG with the image LP_EXPORTER_TEST_IMAGE
 	cargo test --test cluster -- --nocapture

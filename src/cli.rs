@@ -437,7 +437,7 @@ pub struct PlanArguments {
     #[arg(long, value_name = "DUMP")]
     pub from_file: Option<PathBuf>,
 
-    /// A table for people, one JSON document, or the Jobs and ConfigMaps as YAML
+    /// A table for people, one JSON document, the Jobs and ConfigMaps as YAML, or a part of Prometheus' configuration
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub output: PlanFormat,
 
@@ -478,6 +478,8 @@ pub enum PlanFormat {
     Json,
     /// The Jobs and ConfigMaps that a run would make
     Yaml,
+    /// What makes Prometheus drop kubelet's numbers of claims of local volumes, which are those of the whole disk
+    KubeletRelabeling,
 }
 
 /// How fast and how gently to measure. Left out, `measure` runs at full speed, and the worker as gently as it can.

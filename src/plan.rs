@@ -3,7 +3,7 @@
 //! It goes the controller's way ([`crate::planning`]) as far as the Jobs, and shows them in place of making them. Nothing is
 //! written anywhere but to standard output and standard error, and of a cluster nothing is asked but lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -30,7 +30,7 @@ use crate::text::{one_line, tell};
 use crate::volumes::node_plan::{COMPRESSED_MAX_BYTES, Run};
 use crate::volumes::path::BasePaths;
 use crate::volumes::plan::{PlacedVolume, Plan, PlannedNode};
-use crate::volumes::volume::{NodeReason, SkipReason, Skipped};
+use crate::volumes::volume::{NodeReason, SkipReason, Skipped, SourceKind};
 use crate::worker::pushgateway;
 
 /// The version of the JSON document.
@@ -48,6 +48,11 @@ const NAME_MAX_CHARS: usize = 253;
 const DETAIL_MAX_CHARS: usize = 300;
 /// What a volume takes in a plan besides its own names: the names of the fields, which compress to nothing.
 const FIELDS_BYTES: usize = 200;
+/// What kubelet publishes of a claim, where Prometheus stores it.
+const KUBELET_SERIES: &str =
+    "kubelet_volume_stats_(available_bytes|capacity_bytes|used_bytes|inodes|inodes_free|inodes_used)";
+/// The labels by which such a series is told.
+const KUBELET_LABELS: [&str; 3] = ["__name__", "namespace", "persistentvolumeclaim"];
 
 /// What becomes of a node in a run, as far as it can be told before: a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,6 +337,7 @@ impl Shown {
             PlanFormat::Table => write_table(&mut out, &self.plan)?,
             PlanFormat::Json => write_json(&mut out, &self.plan)?,
             PlanFormat::Yaml => self.write_yaml(&mut out)?,
+            PlanFormat::KubeletRelabeling => write_relabeling(&mut out, &self.plan)?,
         }
         out.flush()
     }
@@ -592,4 +598,77 @@ fn skipped_table(by_reason: &BTreeMap<SkipReason, Vec<&Skipped>>) -> Table {
         }
     }
     table
+}
+
+/// A rule of Prometheus that drops what it finds in a scrape.
+#[derive(Serialize)]
+struct DropRule<'a> {
+    source_labels: [&'static str; 3],
+    regex: &'a str,
+    action: &'static str,
+}
+
+/// The same rule in the words of the Prometheus Operator.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OperatorDropRule<'a> {
+    source_labels: [&'static str; 3],
+    regex: &'a str,
+    action: &'static str,
+}
+
+fn write_relabeling(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    let regexes = kubelet_regexes(plan);
+    if regexes.is_empty() {
+        tell("note: no bound claim has a volume of the type local, so there is nothing to drop");
+    }
+    let rules = regexes.iter().map(|regex| DropRule {
+        source_labels: KUBELET_LABELS,
+        regex,
+        action: "drop",
+    });
+    let operator_rules = regexes.iter().map(|regex| OperatorDropRule {
+        source_labels: KUBELET_LABELS,
+        regex,
+        action: "drop",
+    });
+    writeln!(out, "# In prometheus.yml, for the job that scrapes kubelet:")?;
+    write_list(out, "metric_relabel_configs", rules.collect::<Vec<_>>())?;
+    writeln!(out, "---\n# The same in a ServiceMonitor, for the endpoint of kubelet:")?;
+    write_list(out, "metricRelabelings", operator_rules.collect::<Vec<_>>())
+}
+
+fn write_list(out: &mut impl Write, field: &str, rules: impl Serialize) -> io::Result<()> {
+    let text = serde_yaml::to_string(&BTreeMap::from([(field, rules)])).map_err(io::Error::other)?;
+    write!(out, "{text}")
+}
+
+/// What matches kubelet's series of bound claims of `local` volumes that are planned, one text for each namespace.
+fn kubelet_regexes(plan: &Plan) -> Vec<String> {
+    let mut by_namespace: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let volumes = plan.nodes.iter().flat_map(|node| &node.volumes);
+    for volume in volumes.filter(|volume| volume.source == SourceKind::Local && &*volume.phase == "Bound") {
+        if let Some((namespace, claim)) = &volume.claim {
+            by_namespace.entry(namespace).or_default().insert(claim);
+        }
+    }
+    let regex = |(namespace, claims): (&str, BTreeSet<&str>)| {
+        let claims: Vec<String> = claims.into_iter().map(literal).collect();
+        format!("{KUBELET_SERIES};{};({})", literal(namespace), claims.join("|"))
+    };
+    by_namespace.into_iter().map(regex).collect()
+}
+
+/// A regular expression that matches this text only. Of what names hold, the dot alone means something else; a dump may
+/// hold anything.
+fn literal(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || !c.is_ascii() || "-_".contains(c);
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if !is_plain(c) {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
 }

@@ -1,0 +1,1203 @@
+//! The alerts: their rules and tests under promtool, Alertmanager's example under amtool, a chain of real servers from the
+//! Pushgateway to a webhook, and a runbook for each.
+//!
+//! Everything with servers is done with each generation of them that is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::get;
+use clap::CommandFactory;
+use lp_exporter::cli::Cli;
+use lp_exporter::metrics::FAMILIES;
+use serde::Deserialize;
+use serde_json::Value as Json;
+use serde_yaml::Value;
+use tempfile::TempDir;
+
+const RULES: &str = "alertmanager/rules";
+const TESTS: &str = "alertmanager/tests";
+const RUNBOOKS: &str = "docs/runbooks";
+/// What a runbook says, in this order.
+const RUNBOOK_HEADINGS: [&str; 5] = [
+    "What it means",
+    "How bad it is",
+    "How to find the cause",
+    "How to mend it",
+    "When to ignore it",
+];
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[test]
+fn rules_are_valid() {
+    for [promtool] in servers(["promtool"]) {
+        for file in yaml_files(RULES) {
+            succeeds(Command::new(&promtool).args(["check", "rules"]).arg(root().join(&file)));
+        }
+    }
+}
+
+#[test]
+fn rules_do_what_their_tests_say() {
+    for [promtool] in servers(["promtool"]) {
+        for file in yaml_files(TESTS) {
+            succeeds(Command::new(&promtool).args(["test", "rules"]).arg(root().join(&file)));
+        }
+    }
+}
+
+/// Each threshold, a tenth higher and a tenth lower, breaks a test: none is there for nothing, or at another place too.
+#[test]
+fn every_threshold_is_tested() {
+    let Some([promtool]) = servers(["promtool"]).pop() else {
+        return;
+    };
+    let mut count = 0;
+    for file in yaml_files(RULES) {
+        let text = read(&file);
+        for (at, found) in text.match_indices(":threshold\n") {
+            let Some(rest) = text[at + found.len()..].trim_start().strip_prefix("expr: vector(") else {
+                continue;
+            };
+            let number = rest.split(')').next().expect("vector() is closed");
+            let value: f64 = number.parse().expect("a threshold is a number");
+            let start = text.len() - rest.len();
+            let others = if value == 0.0 {
+                vec![1.0]
+            } else {
+                vec![value * 0.9, value * 1.1]
+            };
+            for other in others {
+                let changed = format!("{}{other}{}", &text[..start], &text[start + number.len()..]);
+                let name = text[..at].lines().last().unwrap_or_default();
+                assert!(
+                    !passes_with(&promtool, &file, &changed, name.contains("prediction")),
+                    "no test fails with {other} in place of the {number} in {file}: {name}"
+                );
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 13, "only {count} thresholds were found");
+}
+
+/// Whether every test that loads a rule file passes with another text of it. Those that take long come last, but for what
+/// only they can see.
+fn passes_with(promtool: &Path, file: &str, text: &str, is_prediction: bool) -> bool {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    copy_folder(&root().join(RULES), &folder.path().join("rules"));
+    copy_folder(&root().join(TESTS), &folder.path().join("tests"));
+    let name = Path::new(file).file_name().expect("a file has a name");
+    fs::write(folder.path().join("rules").join(name), text).expect("it can be written");
+    let slow = ["predictions.yaml", "daily.yaml"];
+    let loads = format!("../rules/{}", name.to_string_lossy());
+    let mut tests = yaml_files(TESTS);
+    tests.retain(|test| read(test).contains(&loads));
+    tests.sort_by_key(|test| slow.iter().rposition(|one| test.ends_with(one)));
+    if is_prediction {
+        tests.sort_by_key(|test| !test.ends_with(slow[0]));
+    }
+    tests.iter().all(|test| {
+        let name = Path::new(test).file_name().expect("a file has a name");
+        let output = Command::new(promtool)
+            .args(["test", "rules"])
+            .arg(folder.path().join("tests").join(name))
+            .output()
+            .expect("promtool runs");
+        output.status.success()
+    })
+}
+
+/// A node of one name in two clusters is two nodes. Where something is grouped or joined, the cluster is named; a
+/// Pushgateway belongs to none, and neither does a threshold.
+#[test]
+fn every_join_is_by_cluster_too() {
+    let mut count = 0;
+    for (file, rule) in rules() {
+        let expression = rule["expr"].as_str().expect("a rule has an expression");
+        for word in ["by (", "on ("] {
+            for (at, _) in expression.match_indices(word) {
+                let labels = expression[at + word.len()..].split(')').next().unwrap_or_default();
+                assert!(
+                    labels.split(',').any(|label| label.trim() == "cluster"),
+                    "{file}: `{word}{labels})` leaves the cluster out in {expression}"
+                );
+                count += 1;
+            }
+        }
+        for word in ["ignoring", "without"] {
+            assert!(!expression.contains(word), "{file}: {word} in {expression}");
+        }
+    }
+    assert!(count > 30, "only {count} were looked at");
+}
+
+#[test]
+fn rules_name_metrics_that_exist() {
+    let known: BTreeSet<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    let mut used = BTreeSet::new();
+    for (file, rule) in rules() {
+        let mut texts = vec![rule["expr"].as_str().expect("a rule has an expression")];
+        texts.extend(rule["annotations"]["description"].as_str());
+        for word in texts.iter().flat_map(|text| words(text)) {
+            if ["local_volume_", "lp_exporter_"]
+                .iter()
+                .any(|prefix| word.starts_with(prefix))
+            {
+                assert!(known.contains(word), "{file} asks for {word}, which nothing pushes");
+                used.insert(word.to_owned());
+            }
+        }
+    }
+    assert!(used.len() > 15, "{used:?}");
+}
+
+#[test]
+fn every_alert_says_what_people_need() {
+    let texts = read("alertmanager/tests/texts.yaml");
+    let mut summaries: BTreeMap<String, String> = BTreeMap::new();
+    for (file, rule) in alerts() {
+        let name = rule["alert"].as_str().expect("an alert has a name");
+        let annotation = |which: &str| {
+            let text = rule["annotations"][which].as_str();
+            text.unwrap_or_else(|| panic!("{file}: {name} has no {which}"))
+        };
+        let severity = rule["labels"]["severity"].as_str().unwrap_or_default();
+        assert!(
+            ["info", "warning", "critical"].contains(&severity),
+            "{name}: {severity:?}"
+        );
+        let summary = annotation("summary");
+        assert!(!summary.contains("{{"), "the summary of {name} is not always the same");
+        let other = summaries.insert(name.to_owned(), summary.to_owned());
+        assert!(other.is_none_or(|other| other == summary), "{name} has two summaries");
+        assert!(
+            annotation("description").contains("{{"),
+            "{name} does not name what it is about"
+        );
+        let runbook = format!("{RUNBOOKS}/{name}.md");
+        assert_eq!(
+            annotation("runbook_url"),
+            format!("https://lp-exporter.example/{runbook}")
+        );
+        assert!(annotation("dashboard_url").starts_with("https://grafana.example/d/lp-exporter"));
+        assert!(
+            texts.contains(&format!("- alertname: {name}\n")),
+            "no test shows how {name} arrives"
+        );
+    }
+}
+
+/// A runbook for each alert and for nothing else, each with the same sections, none of them empty, and each in the list.
+#[test]
+fn every_alert_has_a_runbook() {
+    let alerts: BTreeSet<String> = alerts().iter().map(|(_, rule)| name_of(rule)).collect();
+    let runbooks: BTreeSet<String> = files(RUNBOOKS, "md")
+        .iter()
+        .filter_map(|file| Some(Path::new(file).file_stem()?.to_string_lossy().into_owned()))
+        .collect();
+    assert_eq!(runbooks, alerts);
+    let list = read("docs/alerts.md");
+    for name in &alerts {
+        let text = read(&format!("{RUNBOOKS}/{name}.md"));
+        assert_eq!(text.lines().next(), Some(format!("# {name}").as_str()));
+        let mut sections = text.split("\n## ").skip(1);
+        for heading in RUNBOOK_HEADINGS {
+            let section = sections.next().unwrap_or_else(|| panic!("{name} lacks {heading:?}"));
+            let (title, rest) = section.split_once('\n').unwrap_or((section, ""));
+            assert_eq!(title, heading, "in the runbook of {name}");
+            assert!(rest.trim().len() > 20, "{name} says nothing under {heading:?}");
+        }
+        assert_eq!(sections.next(), None, "in the runbook of {name}");
+        assert!(
+            list.contains(&format!("| [`{name}`](runbooks/{name}.md) |")),
+            "docs/alerts.md does not list {name}"
+        );
+    }
+}
+
+/// The thresholds and severities that the list names are those of the rules.
+#[test]
+fn the_list_of_alerts_agrees_with_the_rules() {
+    let list = read("docs/alerts.md");
+    let mut severities: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (_, rule) in alerts() {
+        let severity = rule["labels"]["severity"].as_str().unwrap_or_default().to_owned();
+        severities.entry(name_of(&rule)).or_default().insert(severity);
+    }
+    for (name, found) in severities {
+        let row = list.lines().find(|line| line.starts_with(&format!("| [`{name}`]")));
+        let cell = row.and_then(|row| row.split('|').nth(2)).unwrap_or_default();
+        let named: BTreeSet<String> = cell.split(',').map(|word| word.trim().to_owned()).collect();
+        assert_eq!(named, found, "the severity of {name} in docs/alerts.md");
+    }
+    for (_, rule) in rules() {
+        if let Some(threshold) = rule["record"].as_str().and_then(|name| name.strip_suffix(":threshold")) {
+            let value = rule["expr"].as_str().unwrap_or_default();
+            let value = value.trim_start_matches("vector(").trim_end_matches(')');
+            let name = threshold.trim_start_matches("lp_exporter:");
+            let row = format!("| `{name}` | {value} |");
+            assert!(list.contains(&row), "docs/alerts.md lacks the row {row}");
+        }
+    }
+}
+
+/// What runbooks and the page on alerts tell people to run: lp-exporter's subcommands and flags exist, and promtool reads
+/// every query.
+#[test]
+fn commands_and_queries_of_runbooks_exist() {
+    let mut pages = files(RUNBOOKS, "md");
+    pages.push("docs/alerts.md".to_owned());
+    let command = Cli::command();
+    let mut commands = 0;
+    let mut queries = Vec::new();
+    for page in &pages {
+        let text = read(page);
+        for (language, block) in code_blocks(&text) {
+            match language {
+                "promql" => queries.push((page, block)),
+                "sh" => commands += check_commands(page, &block, &command),
+                "yaml" | "text" => {}
+                other => panic!("{page} has a block of {other:?}"),
+            }
+        }
+        for flag in words_with_hyphens(&text).filter(|word| word.starts_with("--")) {
+            let is_ours = command
+                .get_subcommands()
+                .flat_map(clap::Command::get_arguments)
+                .any(|argument| argument.get_long() == flag.strip_prefix("--"));
+            assert!(
+                is_ours || OTHER_FLAGS.contains(&flag),
+                "{page} names {flag}, which nobody knows"
+            );
+        }
+    }
+    assert!(commands >= 5, "only {commands} commands of lp-exporter were found");
+    assert!(queries.len() >= 10, "only {} queries were found", queries.len());
+    let rules: Vec<Json> = queries
+        .iter()
+        .enumerate()
+        .map(|(index, (_, query))| serde_json::json!({"record": format!("query:{index}"), "expr": query}))
+        .collect();
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
+    fs::write(file.path(), groups.to_string()).expect("it can be written");
+    for [promtool] in servers(["promtool"]) {
+        succeeds(Command::new(&promtool).args(["check", "rules"]).arg(file.path()));
+    }
+}
+
+/// Flags of kubectl, du, findmnt and others that the pages use.
+const OTHER_FLAGS: [&str; 14] = [
+    "--all-namespaces",
+    "--field-selector",
+    "--follow",
+    "--from",
+    "--inodes",
+    "--max-depth",
+    "--prefix",
+    "--prune",
+    "--selector",
+    "--sort-by",
+    "--tail",
+    "--target",
+    "--test",
+    "--vacuum-size",
+];
+
+/// Looks at every command of lp-exporter in a block of shell, and counts them.
+fn check_commands(page: &str, block: &str, command: &clap::Command) -> usize {
+    let joined = block.replace("\\\n", " ");
+    let mut count = 0;
+    for line in joined.lines() {
+        for call in line.split(['|', ';']) {
+            let Some(arguments) = call.trim().strip_prefix("lp-exporter ") else {
+                continue;
+            };
+            let mut arguments = arguments.split_whitespace();
+            let name = arguments.next().unwrap_or_default();
+            let subcommand = command.find_subcommand(name);
+            let subcommand = subcommand.unwrap_or_else(|| panic!("{page}: lp-exporter has no {name:?}"));
+            for flag in arguments.filter_map(|argument| argument.strip_prefix("--")) {
+                let (flag, value) = flag
+                    .split_once('=')
+                    .map_or((flag, None), |(flag, value)| (flag, Some(value)));
+                let known = subcommand.get_arguments().find(|one| one.get_long() == Some(flag));
+                let known = known.unwrap_or_else(|| panic!("{page}: lp-exporter {name} has no --{flag}"));
+                let values: Vec<String> = known
+                    .get_possible_values()
+                    .iter()
+                    .map(|value| value.get_name().to_owned())
+                    .collect();
+                assert!(
+                    value.is_none_or(|value| values.is_empty() || values.iter().any(|one| one == value)),
+                    "{page}: --{flag} takes {values:?}"
+                );
+            }
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn generated_objects_are_those_of_the_rules() {
+    let made = tempfile::tempdir().expect("a temporary directory");
+    succeeds(Command::new(root().join("alertmanager/generate")).arg(made.path()));
+    let mut names = BTreeSet::new();
+    for file in yaml_files(RULES) {
+        let name = Path::new(&file)
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let committed = read(&format!("alertmanager/prometheus-operator/{name}/rule.yaml"));
+        let fresh = fs::read_to_string(made.path().join(&name).join("rule.yaml")).expect("it was made");
+        assert_eq!(
+            committed, fresh,
+            "alertmanager/prometheus-operator/{name} is not up to date: make rules"
+        );
+        let object: Value = serde_yaml::from_str(&committed).expect("YAML");
+        let plain: Value = serde_yaml::from_str(&read(&file)).expect("YAML");
+        assert_eq!(object["spec"]["groups"], plain["groups"], "{name}");
+        assert_eq!(object["kind"], "PrometheusRule");
+        names.insert(name);
+    }
+    let folders = fs::read_dir(root().join("alertmanager/prometheus-operator")).expect("a folder");
+    let folders: BTreeSet<String> = folders
+        .map(|entry| entry.expect("an entry"))
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(folders, names, "an object whose rules are gone");
+}
+
+#[test]
+fn alertmanager_routes_by_severity() {
+    for [amtool] in servers(["amtool"]) {
+        let config = root().join("alertmanager/alertmanager.yaml");
+        succeeds(Command::new(&amtool).arg("check-config").arg(&config));
+        for (_, rule) in alerts() {
+            let name = name_of(&rule);
+            let severity = rule["labels"]["severity"].as_str().unwrap_or_default();
+            let receiver = match severity {
+                "critical" => "pager",
+                "warning" => "team",
+                _ => "chores",
+            };
+            succeeds(
+                Command::new(&amtool)
+                    .args(["config", "routes", "test"])
+                    .arg(format!("--config.file={}", config.display()))
+                    .arg(format!("--verify.receivers={receiver}"))
+                    .arg(format!("alertname={name}"))
+                    .arg(format!("severity={severity}")),
+            );
+        }
+        // Alerts of others are not ours to send to the pager.
+        succeeds(
+            Command::new(&amtool)
+                .args(["config", "routes", "test"])
+                .arg(format!("--config.file={}", config.display()))
+                .args(["--verify.receivers=team", "alertname=Other", "severity=critical"]),
+        );
+    }
+}
+
+/// Prometheus scrapes, and fires; Alertmanager tells the webhook, and keeps to itself what its inhibition rules say.
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_arrive_at_a_webhook() {
+    for [pushgateway, prometheus, alertmanager] in
+        servers(["prometheus-pushgateway", "prometheus", "prometheus-alertmanager"])
+    {
+        let gateway = start_pushgateway(&pushgateway).await;
+        push_a_full_disk(&gateway).await;
+        let webhook = Webhook::start().await;
+        let folder = tempfile::tempdir().expect("a temporary directory");
+
+        // The example, with the webhook as every receiver and without the long waits.
+        let config = read("alertmanager/alertmanager.yaml")
+            .replace("http://alerts.example", &webhook.url)
+            .replace("group_wait: 30s", "group_wait: 3s")
+            .replace("group_interval: 5m", "group_interval: 5s");
+        assert!(config.contains("group_wait: 3s") && config.contains(&webhook.url));
+        let config_file = write(&folder, "alertmanager.yaml", &config);
+        let alertmanager = start_alertmanager(&alertmanager, &folder, &config_file).await;
+        let rules = ["volumes.yaml", "node-filesystems.yaml"].map(|file| {
+            let text = read(&format!("{RULES}/{file}"));
+            write(&folder, file, &without_waiting(&text))
+        });
+        let prometheus = start_prometheus(&prometheus, &folder, &rules, &alertmanager, &scrape(&gateway)).await;
+
+        let expected = BTreeSet::from([
+            // To whom, which alert, and of which claim or device.
+            ("/pager", "LocalVolumeNodeFilesystemFillingUp", "8:1"),
+            ("/team", "LocalVolumeOverRequest", "orders"),
+            ("/team", "LocalVolumeNodeFilesystemFillingUp", "8:2"),
+            ("/team", "LocalVolumeNodeNotMeasured", "node-2"),
+            (
+                "/chores",
+                "LocalVolumeOrphanedDirectories",
+                "/opt/local-path-provisioner",
+            ),
+        ])
+        .into_iter()
+        .map(|(path, name, what)| (path.to_owned(), name.to_owned(), what.to_owned()))
+        .collect::<BTreeSet<_>>();
+        until("the expected alerts are at the webhook", || {
+            let seen = webhook.seen();
+            let is_there = expected.is_subset(&seen);
+            async move { is_there.then_some(()).ok_or(format!("{seen:?}")) }
+        })
+        .await;
+
+        // The warning on the same disk is there, and silenced, and so is the claim on the node that is not measured.
+        let silenced = |alerts: Json| -> BTreeSet<(String, String)> {
+            let alerts = alerts.as_array().cloned().unwrap_or_default().into_iter();
+            alerts
+                .filter(|alert| !alert["status"]["inhibitedBy"].as_array().is_none_or(Vec::is_empty))
+                .map(|alert| (text(&alert["labels"]["alertname"]), text(&alert["labels"]["severity"])))
+                .collect()
+        };
+        let url = format!("{}/api/v2/alerts", alertmanager.url);
+        let found = silenced(get_json(&url).await.expect("Alertmanager answers"));
+        let warning = |name: &str| (name.to_owned(), "warning".to_owned());
+        let inhibited = BTreeSet::from([
+            warning("LocalVolumeNodeFilesystemFillingUp"),
+            (("LocalVolumeReleased").to_owned(), "info".to_owned()),
+        ]);
+        assert_eq!(found, inhibited);
+        // Long enough for another round of messages.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(webhook.seen(), expected, "something else arrived");
+        let described = webhook.description("LocalVolumeOverRequest");
+        assert_eq!(
+            described.as_deref(),
+            Some("Claim shop/orders on node node-1 uses 150% of its capacity. Nothing keeps it from filling the disk.")
+        );
+        drop(prometheus);
+    }
+}
+
+/// One disk that is nearly full and one that fills up, a claim that is over its request, and a node that was never measured
+/// with a released volume on it.
+async fn push_a_full_disk(gateway: &Server) {
+    let claim = "namespace=\"shop\",persistentvolumeclaim=\"orders\",persistentvolume=\"pv-1\",storageclass=\"local-path\",\
+                 node=\"node-1\"";
+    let released = "namespace=\"shop\",persistentvolumeclaim=\"old\",persistentvolume=\"pv-2\",\
+                    storageclass=\"local-path\",node=\"node-2\",phase=\"Released\",reclaim_policy=\"Retain\",\
+                    type=\"hostPath\",shared=\"false\",reason=\"\"";
+    push(
+        gateway,
+        "job/lp-exporter",
+        &exposition(&[
+            ("lp_exporter_interval_seconds", "", "300"),
+            ("lp_exporter_node_expected", "node=\"node-1\"", "1"),
+            ("lp_exporter_node_expected", "node=\"node-2\"", "1"),
+            ("local_volume_stats_capacity_bytes", claim, "1000"),
+            ("local_volume_info", released, "1"),
+        ]),
+    )
+    .await;
+    let first = "node=\"node-1\",path=\"/opt/local-path-provisioner\",device=\"8:1\",fstype=\"ext4\"";
+    let second = "node=\"node-1\",path=\"/mnt/disks\",device=\"8:2\",fstype=\"xfs\"";
+    push(
+        gateway,
+        "job/lp-exporter-job/node/node-1",
+        &exposition(&[
+            ("local_volume_stats_used_bytes", claim, "1500"),
+            (
+                "local_volume_scan_state",
+                &format!("{claim},state=\"complete\",method=\"walk\""),
+                "1",
+            ),
+            ("local_volume_filesystem_size_bytes", first, "1000"),
+            ("local_volume_filesystem_size_bytes", second, "1000"),
+            ("local_volume_filesystem_available_bytes", first, "100"),
+            ("local_volume_filesystem_available_bytes", second, "190"),
+            (
+                "local_volume_orphaned_directories",
+                "node=\"node-1\",path=\"/opt/local-path-provisioner\"",
+                "3",
+            ),
+        ]),
+    )
+    .await;
+}
+
+/// Which alert keeps which other one away: one of each rule, and the same of another disk, node or cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn alertmanager_keeps_away_what_is_needless() {
+    let disk = "alertname=LocalVolumeNodeFilesystemFillingUp,cluster=a,node=n1,device=8:1";
+    let cases = [
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:1,severity=warning",
+            true,
+        ),
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:2,severity=warning",
+            false,
+        ),
+        (
+            format!("{disk},severity=critical"),
+            "LocalVolumeNodeInodesFillingUp,node=n1,device=8:1,severity=warning",
+            false,
+        ),
+        (
+            format!("{disk},severity=warning"),
+            "LocalVolumeNodeFilesystemFillingUp,node=n1,device=8:1,severity=critical",
+            false,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            true,
+        ),
+        (
+            "alertname=KubeNodeUnreachable,cluster=a,node=n1".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n2",
+            false,
+        ),
+        (
+            "alertname=KubeNodeNotReady,cluster=b,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+        (
+            "alertname=LocalVolumeNodeNotMeasured,cluster=a,node=n1".to_owned(),
+            "LocalVolumeReleased,node=n1",
+            true,
+        ),
+        (
+            "alertname=LocalVolumeNodeNotMeasured,cluster=a,node=n2".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterStale,cluster=a".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=LpExporterStale,cluster=b".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            false,
+        ),
+        (
+            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "LpExporterStale",
+            true,
+        ),
+        (
+            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "LocalVolumeUsageHigh,node=n1",
+            false,
+        ),
+    ];
+    let labels = |text: &str| -> BTreeMap<String, String> {
+        let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    for [alertmanager] in servers(["prometheus-alertmanager"]) {
+        for (source, target, is_kept_away) in &cases {
+            let folder = tempfile::tempdir().expect("a temporary directory");
+            // Nobody listens there, and nothing is sent before the test is over.
+            let config = read("alertmanager/alertmanager.yaml").replace("http://alerts.example", "http://127.0.0.1:9");
+            let config = write(&folder, "alertmanager.yaml", &config);
+            let alertmanager = start_alertmanager(&alertmanager, &folder, &config).await;
+            let url = format!("{}/api/v2/alerts", alertmanager.url);
+            let target = format!("alertname={target},cluster=a");
+            let alerts = [source, &target].map(|text| serde_json::json!({"labels": labels(text)}));
+            let body = serde_json::to_vec(&alerts).expect("JSON");
+            let request = http().post(&url).header("content-type", "application/json").body(body);
+            assert!(request.send().await.expect("an answer").status().is_success());
+            // An alert is processed a moment after it came; both have a state then.
+            until(&format!("{source} beside {target}"), || {
+                let url = url.clone();
+                let wanted = labels(&target);
+                async move {
+                    let found = get_json(&url).await?;
+                    let found = found.as_array().cloned().unwrap_or_default();
+                    let states: Vec<&Json> = found.iter().map(|alert| &alert["status"]["state"]).collect();
+                    let target = found.iter().find(|alert| serde_json::json!(wanted) == alert["labels"]);
+                    let state = text(&target.ok_or("it is not there")?["status"]["state"]);
+                    let expected = if *is_kept_away { "suppressed" } else { "active" };
+                    let is_processed = states.len() == 2 && states.iter().all(|state| **state != "unprocessed");
+                    (is_processed && state == expected)
+                        .then_some(())
+                        .ok_or(format!("{states:?}"))
+                }
+            })
+            .await;
+        }
+    }
+}
+
+async fn start_alertmanager(program: &Path, folder: &TempDir, config: &Path) -> Server {
+    Server::start(program, |address| {
+        vec![
+            format!("--config.file={}", config.display()),
+            format!("--storage.path={}", folder.path().join("alertmanager").display()),
+            format!("--web.listen-address={address}"),
+            "--cluster.listen-address=".to_owned(),
+        ]
+    })
+    .await
+}
+
+/// kubelet's numbers of a `local` volume are dropped by what `plan` prints, and ours are there under the same name; those of
+/// other claims stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_of_local_claims_take_the_place_of_those_of_the_disk() {
+    for [pushgateway, prometheus] in servers(["prometheus-pushgateway", "prometheus"]) {
+        let gateway = start_pushgateway(&pushgateway).await;
+        push_two_claims(&gateway).await;
+        let kubelet = start_kubelet().await;
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let rules = ["volumes.yaml", "optional-kubelet-names.yaml"].map(|file| {
+            let text = read(&format!("{RULES}/{file}"));
+            write(&folder, file, &text)
+        });
+        let relabeling = relabeling(&["--claim-namespace", "shop"]);
+        let (plain, _) = relabeling.split_once("---\n").expect("two documents");
+        let plain: String = plain.lines().map(|line| format!("  {line}\n")).collect();
+        let jobs = format!(
+            "{}- job_name: kubelet\n  relabel_configs:\n  - {{source_labels: [__metrics_path__], target_label: \
+             metrics_path}}\n{plain}  static_configs:\n  - targets: ['{kubelet}']\n",
+            scrape(&gateway)
+        );
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let prometheus = start_prometheus_with(&prometheus, &folder, &rules, &nobody.to_string(), &jobs).await;
+        let url = format!("{}/api/v1/query", prometheus.url);
+        let expected: BTreeSet<(String, String, String)> = [
+            // Of kubelet, which knows them better: a claim on a disk that is attached.
+            ("attached", "kubelet_volume_stats_capacity_bytes", "7000"),
+            ("attached", "kubelet_volume_stats_used_bytes", "70"),
+            // Ours: a local volume of which kubelet's are dropped, and a hostPath volume of which it has none.
+            ("uploads", "kubelet_volume_stats_capacity_bytes", "1000"),
+            ("uploads", "kubelet_volume_stats_used_bytes", "250"),
+            ("orders", "kubelet_volume_stats_capacity_bytes", "1000"),
+            ("orders", "kubelet_volume_stats_used_bytes", "500"),
+        ]
+        .map(|(claim, name, value)| (claim.to_owned(), name.to_owned(), value.to_owned()))
+        .into();
+        until("the series are those of each claim's own publisher", || {
+            let url = url.clone();
+            let expected = expected.clone();
+            async move {
+                let query = "{__name__=~\"kubelet_volume_stats_(capacity|used)_bytes\",job=\"kubelet\",\
+                             metrics_path=\"/metrics\"}";
+                let answer = query_json(&url, query).await?;
+                let series = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+                let found: Vec<_> = series
+                    .iter()
+                    .map(|one| {
+                        let metric = &one["metric"];
+                        (
+                            text(&metric["persistentvolumeclaim"]),
+                            text(&metric["__name__"]),
+                            text(&one["value"][1]),
+                        )
+                    })
+                    .collect();
+                let is_right = found.len() == expected.len() && found.iter().all(|one| expected.contains(one));
+                is_right.then_some(()).ok_or(format!("{found:?}"))
+            }
+        })
+        .await;
+    }
+}
+
+async fn push_two_claims(gateway: &Server) {
+    let labels = |claim: &str| {
+        format!(
+            "namespace=\"shop\",persistentvolumeclaim=\"{claim}\",persistentvolume=\"pv-{claim}\",\
+             storageclass=\"local-path\",node=\"node-1\""
+        )
+    };
+    let facts = |claim: &str, source: &str| {
+        let labels = labels(claim);
+        format!("{labels},phase=\"Bound\",reclaim_policy=\"Delete\",type=\"{source}\",shared=\"false\",reason=\"\"")
+    };
+    push(
+        gateway,
+        "job/lp-exporter",
+        &exposition(&[
+            ("lp_exporter_interval_seconds", "", "300"),
+            ("local_volume_stats_capacity_bytes", &labels("uploads"), "1000"),
+            ("local_volume_stats_capacity_bytes", &labels("orders"), "1000"),
+            ("local_volume_info", &facts("uploads", "local"), "1"),
+            ("local_volume_info", &facts("orders", "hostPath"), "1"),
+        ]),
+    )
+    .await;
+    push(
+        gateway,
+        "job/lp-exporter-job/node/node-1",
+        &exposition(&[
+            ("local_volume_stats_used_bytes", &labels("uploads"), "250"),
+            ("local_volume_stats_used_bytes", &labels("orders"), "500"),
+        ]),
+    )
+    .await;
+}
+
+/// A kubelet that publishes a claim on an attached disk, and the whole disk's numbers for a local volume.
+async fn start_kubelet() -> SocketAddr {
+    let series = |claim: &str, value: &str| {
+        [("capacity", value), ("used", &value[..value.len() - 2])].map(|(which, value)| {
+            let name = format!("kubelet_volume_stats_{which}_bytes");
+            format!("{name}{{namespace=\"shop\",persistentvolumeclaim=\"{claim}\"}} {value}\n")
+        })
+    };
+    let text = [series("attached", "7000"), series("uploads", "270000000000")]
+        .concat()
+        .concat();
+    serve(Router::new().route("/metrics", get(move || async move { text }))).await
+}
+
+#[test]
+fn the_plan_prints_what_drops_kubelets_numbers() {
+    let expected = "tests/expected/plan-local-path-kubelet-relabeling.yaml";
+    let found = relabeling(&[]);
+    assert_eq!(
+        found,
+        read(expected),
+        "it changed; if it should, write it to {expected}"
+    );
+    for document in serde_yaml::Deserializer::from_str(&found) {
+        let document = Value::deserialize(document).expect("YAML");
+        let rules = ["metric_relabel_configs", "metricRelabelings"].map(|field| document[field].as_sequence());
+        assert!(rules.iter().flatten().all(|rules| !rules.is_empty()), "{document:?}");
+    }
+    // Nothing to drop is told, and is valid too.
+    assert!(relabeling(&["--claim-namespace", "nobody"]).contains("metric_relabel_configs: []\n"));
+}
+
+fn relabeling(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args([
+            "plan",
+            "--output",
+            "kubelet-relabeling",
+            "--from-file",
+            "tests/dumps/local-path.json",
+        ])
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The job that scrapes the Pushgateway, as the README has it.
+fn scrape(gateway: &Server) -> String {
+    let address = gateway.url.replace("http://", "");
+    format!("- job_name: pushgateway\n  honor_labels: true\n  static_configs:\n  - targets: ['{address}']\n")
+}
+
+/// The rules with nothing to wait for: an alert fires at its second evaluation, and a node is new for a second.
+fn without_waiting(rules: &str) -> String {
+    let lines = rules.lines().map(|line| match line.trim_start().split_once(": ") {
+        Some(("for", _)) => "    for: 1s\n".to_owned(),
+        _ => format!("{}\n", line.replace("offset 1h", "offset 1s")),
+    });
+    lines.collect()
+}
+
+fn exposition(samples: &[(&str, &str, &str)]) -> String {
+    let mut by_name: BTreeMap<&str, String> = BTreeMap::new();
+    for (name, labels, value) in samples {
+        *by_name.entry(name).or_default() += &format!("{name}{{{labels}}} {value}\n");
+    }
+    by_name
+        .iter()
+        .map(|(name, samples)| format!("# TYPE {name} gauge\n{samples}"))
+        .collect()
+}
+
+async fn start_prometheus(
+    program: &Path,
+    folder: &TempDir,
+    rules: &[PathBuf],
+    alertmanager: &Server,
+    jobs: &str,
+) -> Server {
+    let address = alertmanager.url.replace("http://", "");
+    start_prometheus_with(program, folder, rules, &address, jobs).await
+}
+
+/// Starts a Prometheus that scrapes and evaluates every second.
+async fn start_prometheus_with(
+    program: &Path,
+    folder: &TempDir,
+    rules: &[PathBuf],
+    alertmanager: &str,
+    jobs: &str,
+) -> Server {
+    let rules: String = rules.iter().map(|file| format!("- {}\n", file.display())).collect();
+    let config = format!(
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\nrule_files:\n{rules}alerting:\n  \
+         alertmanagers:\n  - static_configs:\n    - targets: ['{alertmanager}']\nscrape_configs:\n{jobs}"
+    );
+    let config = write(folder, "prometheus.yml", &config);
+    Server::start(program, |address| {
+        vec![
+            format!("--config.file={}", config.display()),
+            format!("--storage.tsdb.path={}", folder.path().join("prometheus").display()),
+            format!("--web.listen-address={address}"),
+        ]
+    })
+    .await
+}
+
+async fn start_pushgateway(program: &Path) -> Server {
+    Server::start(program, |address| vec![format!("--web.listen-address={address}")]).await
+}
+
+async fn push(gateway: &Server, key: &str, body: &str) {
+    let url = format!("{}/metrics/{key}", gateway.url);
+    let answer = http().put(url).body(body.to_owned()).send().await;
+    let status = answer.expect("the Pushgateway answers").status();
+    assert!(status.is_success(), "the Pushgateway says {status}");
+}
+
+/// A server on a port of its own, ended when it is dropped.
+struct Server {
+    process: Child,
+    url: String,
+}
+
+impl Server {
+    async fn start(program: &Path, arguments: impl Fn(SocketAddr) -> Vec<String>) -> Server {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+        let address = free.expect("the loopback has a free port");
+        let process = command(program)
+            .args(arguments(address))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let server = Server {
+            process,
+            url: format!("http://{address}"),
+        };
+        let ready = format!("{}/-/ready", server.url);
+        until("the server is ready", || {
+            let ready = ready.clone();
+            async move {
+                let answer = http().get(&ready).send().await.map_err(|error| error.to_string())?;
+                answer
+                    .status()
+                    .is_success()
+                    .then_some(())
+                    .ok_or(answer.status().to_string())
+            }
+        })
+        .await;
+        server
+    }
+}
+
+/// A command for a server. Debian's Alertmanager reads templates from a folder of its package; where only the program is
+/// there, it gets empty ones in a view of the file system of its own. Messages to webhooks are made without them.
+fn command(program: &Path) -> Command {
+    let templates = "/usr/share/prometheus/alertmanager";
+    let bytes = fs::read(program).expect("a program can be read");
+    let wants_templates = memchr::memmem::find(&bytes, templates.as_bytes()).is_some();
+    if !wants_templates || Path::new(templates).is_dir() {
+        return Command::new(program);
+    }
+    let script = format!(
+        "mount -t tmpfs none /usr/share && mkdir -p {templates} && touch {templates}/default.tmpl {templates}/email.tmpl \
+         && exec \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--map-root-user", "--mount", "sh", "-c", &script, "sh"])
+        .arg(program);
+    command
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to do.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What Alertmanager sent: to which path, and the message.
+#[derive(Clone)]
+struct Webhook {
+    url: String,
+    messages: Arc<Mutex<Vec<(String, Json)>>>,
+}
+
+impl Webhook {
+    async fn start() -> Webhook {
+        let messages: Arc<Mutex<Vec<(String, Json)>>> = Arc::default();
+        let taken = Arc::clone(&messages);
+        let router = Router::new().fallback(move |request: Request| {
+            let taken = Arc::clone(&taken);
+            async move {
+                let path = request.uri().path().to_owned();
+                let body = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+                let message = serde_json::from_slice(&body.expect("a body")).expect("JSON");
+                taken.lock().expect("no holder panics").push((path, message));
+            }
+        });
+        let address = serve(router).await;
+        Webhook {
+            url: format!("http://{address}"),
+            messages,
+        }
+    }
+
+    /// Every alert that arrived firing: to whom, its name, and what it is about.
+    fn seen(&self) -> BTreeSet<(String, String, String)> {
+        let mut seen = BTreeSet::new();
+        for (path, alert) in self.alerts() {
+            let labels = &alert["labels"];
+            let what = ["device", "persistentvolumeclaim", "path", "node"];
+            let what = what.iter().find_map(|label| labels[label].as_str()).unwrap_or_default();
+            seen.insert((path, text(&labels["alertname"]), what.to_owned()));
+        }
+        seen
+    }
+
+    fn description(&self, name: &str) -> Option<String> {
+        let mut alerts = self.alerts().into_iter();
+        let (_, alert) = alerts.find(|(_, alert)| alert["labels"]["alertname"] == name)?;
+        Some(text(&alert["annotations"]["description"]))
+    }
+
+    fn alerts(&self) -> Vec<(String, Json)> {
+        let messages = self.messages.lock().expect("no holder panics");
+        let mut found = Vec::new();
+        for (path, message) in messages.iter() {
+            for alert in message["alerts"].as_array().into_iter().flatten() {
+                if alert["status"] == "firing" {
+                    found.push((path.clone(), alert.clone()));
+                }
+            }
+        }
+        found
+    }
+}
+
+async fn serve(router: Router) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("the loopback has a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+/// Waits until something is so; says at last how it is instead.
+async fn until<F: Future<Output = Result<(), String>>>(what: &str, look: impl Fn() -> F) {
+    let began = tokio::time::Instant::now();
+    loop {
+        match look().await {
+            Ok(()) => return,
+            Err(instead) => assert!(began.elapsed() < PATIENCE, "{what}: {instead}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn get_json(url: &str) -> Result<Json, String> {
+    let answer = http().get(url).send().await.map_err(|error| error.to_string())?;
+    let body = answer.bytes().await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&body).map_err(|error| error.to_string())
+}
+
+async fn query_json(url: &str, query: &str) -> Result<Json, String> {
+    let mut url = url::Url::parse(url).map_err(|error| error.to_string())?;
+    url.query_pairs_mut().append_pair("query", query);
+    get_json(url.as_str()).await
+}
+
+fn http() -> reqwest::Client {
+    // An error says that another test was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .tls_certs_only([])
+        .no_proxy()
+        .timeout(Duration::from_secs(10))
+        .build()
+        .expect("plain http needs no certificates")
+}
+
+/// These programs of each generation in LP_EXPORTER_TEST_SERVERS, or else those on the PATH. All of them or none.
+fn servers<const N: usize>(names: [&str; N]) -> Vec<[PathBuf; N]> {
+    let mut found = Vec::new();
+    if let Some(servers) = std::env::var_os("LP_EXPORTER_TEST_SERVERS") {
+        let servers = PathBuf::from(servers);
+        found.extend(["old", "new"].map(|generation| names.map(|name| servers.join(generation).join(name))));
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        found.push(names.map(|name| {
+            let mut candidates = std::env::split_paths(&path).map(|folder| folder.join(name));
+            candidates.find(|program| program.is_file()).unwrap_or_default()
+        }));
+    }
+    let wanted = found.len();
+    found.retain(|programs| programs.iter().all(|program| program.is_file()));
+    if found.len() < wanted {
+        let word = format!(
+            "skipped a test of the alerts: put {} into old/ and new/ of $LP_EXPORTER_TEST_SERVERS or on the PATH",
+            names.join(" and ")
+        );
+        let required = std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
+        assert!(!required, "{word}");
+        eprintln!("{word}");
+    }
+    found
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Every rule with its file.
+fn rules() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for file in yaml_files(RULES) {
+        let text: Value = serde_yaml::from_str(&read(&file)).expect("YAML");
+        for group in text["groups"].as_sequence().into_iter().flatten() {
+            for rule in group["rules"].as_sequence().into_iter().flatten() {
+                found.push((file.clone(), rule.clone()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no rules were found");
+    found
+}
+
+/// Every rule that is an alert.
+fn alerts() -> Vec<(String, Value)> {
+    let mut found = rules();
+    found.retain(|(_, rule)| rule["alert"].is_string());
+    found
+}
+
+fn name_of(rule: &Value) -> String {
+    rule["alert"].as_str().expect("an alert has a name").to_owned()
+}
+
+fn yaml_files(folder: &str) -> Vec<String> {
+    files(folder, "yaml")
+}
+
+/// The files of a kind in a folder, not below it.
+fn files(folder: &str, extension: &str) -> Vec<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let mut found: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file() && path.extension().is_some_and(|own| own == extension))
+        .filter_map(|path| Some(format!("{folder}/{}", path.file_name()?.to_string_lossy())))
+        .collect();
+    found.sort();
+    assert!(!found.is_empty(), "{folder} is empty");
+    found
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("it can be made");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("it can be copied");
+        }
+    }
+}
+
+/// The blocks of code of a page: their language and their text.
+fn code_blocks(text: &str) -> Vec<(&str, String)> {
+    let mut found: Vec<(&str, String)> = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        match line.strip_prefix("```") {
+            Some(_) if inside => inside = false,
+            Some(language) => {
+                inside = true;
+                found.push((language, String::new()));
+            }
+            None if inside => {
+                if let Some((_, block)) = found.last_mut() {
+                    *block += line;
+                    *block += "\n";
+                }
+            }
+            None => {}
+        }
+    }
+    assert!(!inside, "a block is not closed");
+    found
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+}
+
+fn words_with_hyphens(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter(|word| !word.trim_start_matches('-').is_empty())
+}
+
+fn text(value: &Json) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn write(folder: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("it can be written");
+    path
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
