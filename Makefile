@@ -13,7 +13,7 @@ FUZZ_TARGETS := quantity affinity path plan dump
 FUZZ_FLAGS := -s none --target-dir $(TARGET_DIR)/fuzz
 IMAGE := localhost/lp-exporter:0.1.0
 
-.PHONY: help build test lint deny dist demo fuzz image manifests e2e rules
+.PHONY: help build test lint deny dist demo fuzz image manifests rendered e2e rules
 
 help: ## list the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ manifests: ## what `kubectl apply -k manifests/overlays/default` applies
 
 rules: ## the PrometheusRule objects, from the rule files in alertmanager/rules
 	alertmanager/generate
+
+rendered: ## what each overlay makes, for the check that nothing changes unseen (needs kubectl)
+	for overlay in manifests/overlays/*; do \
+		kubectl kustomize $$overlay > manifests/rendered/$$(basename $$overlay).yaml || exit 1; \
+	done
 
 e2e: ## the run on the cluster of KUBECONFIG with the image LP_EXPORTER_TEST_IMAGE
 	cargo test --test cluster -- --nocapture
