@@ -168,7 +168,7 @@ fn volume(number: usize, nodes: &[Node]) -> Volume {
     };
     Volume {
         claim: Some(ClaimReference {
-            namespace: object.namespace,
+            namespace: object.namespace.into(),
             name: object.claim,
             uid: Some(object.persistentvolume["pvc-".len()..].to_owned()),
         }),

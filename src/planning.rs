@@ -193,7 +193,10 @@ impl Listed {
     /// Takes a claim as it was read.
     pub fn add_claim(&mut self, claim: Result<Claim, (String, String)>) {
         match claim {
-            Ok(claim) => self.claims.add(claim),
+            Ok(claim) => self.claims.add(Claim {
+                reference: self.alike.hold_claim(claim.reference),
+                ..claim
+            }),
             Err((name, why)) => {
                 self.claims.add_unreadable();
                 self.unreadable.push(Unreadable {
@@ -503,7 +506,7 @@ pub fn filters_without_match(listed: &Listed, selection: &Selection) -> Vec<Stri
     let nodes: BTreeSet<&str> = listed.nodes.iter().map(|node| node.name.as_str()).collect();
     let classes: BTreeSet<&str> = listed.volumes.iter().map(|volume| &*volume.storage_class).collect();
     let claims = listed.volumes.iter().filter_map(|volume| volume.claim.as_ref());
-    let namespaces: BTreeSet<&str> = claims.map(|claim| claim.namespace.as_str()).collect();
+    let namespaces: BTreeSet<&str> = claims.map(|claim| &*claim.namespace).collect();
     let wanted = [
         ("--node", &selection.nodes, nodes, "node of the cluster"),
         (
@@ -557,7 +560,7 @@ pub fn claims_of_unplaced(volumes: &[Volume], claims: &Claims) -> PodPlaces {
         .iter()
         .filter(|volume| needs_pods(volume))
         .filter_map(|volume| claims.of(volume))
-        .map(|claim| (claim.reference.namespace.clone(), claim.reference.name.clone()));
+        .map(|claim| (claim.reference.namespace.to_string(), claim.reference.name.clone()));
     PodPlaces::of_claims(claims)
 }
 

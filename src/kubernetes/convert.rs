@@ -132,7 +132,7 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
     let read = capacity_bytes.and_then(|bytes| Ok((bytes, affinity(spec.node_affinity)?)));
     let claim = spec.claim_ref.and_then(|claim| {
         Some(ClaimReference {
-            namespace: claim.namespace?,
+            namespace: claim.namespace?.into(),
             name: claim.name?,
             uid: claim.uid,
         })
@@ -163,7 +163,7 @@ fn volume_of(object: core::PersistentVolume) -> Result<Volume, Skipped> {
             reason,
             detail: shorten(&detail),
             facts: Some(Box::new(SkippedFacts {
-                claim: claim.map(|claim| (claim.namespace, claim.name)),
+                claim: claim.map(|claim| (claim.namespace.to_string(), claim.name)),
                 storage_class,
                 source: Some(source),
                 path: Some(path),
@@ -254,7 +254,7 @@ pub fn claim(raw: &RawValue, label_keys: &BTreeSet<String>) -> Result<Claim, (St
     labels.retain(|key, _| label_keys.contains(key));
     Ok(Claim {
         reference: ClaimReference {
-            namespace: namespace.unwrap_or_default(),
+            namespace: namespace.unwrap_or_default().into(),
             name: name.unwrap_or_default(),
             uid,
         },
@@ -907,7 +907,7 @@ mod tests {
         .expect("it is a volume");
         let claim = volume.claim.expect("it names a claim");
         assert_eq!(
-            (claim.namespace.as_str(), claim.name.as_str(), claim.uid.as_deref()),
+            (&*claim.namespace, claim.name.as_str(), claim.uid.as_deref()),
             ("ns", "claim", Some("u"))
         );
         assert_eq!(volume.selected_node.as_deref(), Some("n"));

@@ -7,6 +7,7 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use super::quantity::excerpt;
 use super::volume::{ClaimReference, Volume};
@@ -75,7 +76,7 @@ impl Claim {
 /// The claims of the cluster, arranged to be found.
 #[derive(Debug, Default)]
 pub struct Claims {
-    by_namespace: HashMap<String, HashSet<ByName>>,
+    by_namespace: HashMap<Arc<str>, HashSet<ByName>>,
     /// How many there are that could not be read.
     unreadable: usize,
 }

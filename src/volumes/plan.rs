@@ -239,7 +239,7 @@ fn placed(
 ) -> PlacedVolume {
     PlacedVolume {
         name: volume.name,
-        claim: volume.claim.map(|claim| (claim.namespace, claim.name)),
+        claim: volume.claim.map(|claim| (claim.namespace.to_string(), claim.name)),
         storage_class: volume.storage_class,
         path,
         base,
@@ -269,7 +269,7 @@ fn facts(
         Placement::Unplaced { .. } => None,
     };
     let facts = SkippedFacts {
-        claim: volume.claim.map(|claim| (claim.namespace, claim.name)),
+        claim: volume.claim.map(|claim| (claim.namespace.to_string(), claim.name)),
         storage_class: volume.storage_class,
         node,
         source: Some(volume.source),
@@ -545,7 +545,7 @@ mod tests {
     #[test]
     fn a_claim_of_the_same_name_is_another_claim() {
         let reference = |uid: Option<&str>| ClaimReference {
-            namespace: "default".to_owned(),
+            namespace: "default".into(),
             name: "data".to_owned(),
             uid: uid.map(str::to_owned),
         };
@@ -759,7 +759,7 @@ mod tests {
         };
         let claims = Claims::new(volumes().iter().map(claim_of));
         let wanted = volumes().into_iter().filter_map(|volume| volume.claim);
-        let mut pods = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace, claim.name)));
+        let mut pods = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace.to_string(), claim.name)));
         for (claim, node) in [
             ("claim-of-lone", "a"),
             ("claim-of-spread", "a"),
@@ -959,7 +959,7 @@ mod tests {
                     let mut volume = at(volume("pv"), path);
                     volume.storage_class = class.into();
                     volume.claim = (!namespace.is_empty()).then(|| ClaimReference {
-                        namespace: namespace.to_owned(),
+                        namespace: namespace.into(),
                         name: String::new(),
                         uid: Some("1".to_owned()),
                     });
@@ -1079,7 +1079,7 @@ mod tests {
                 }
                 let claims = Claims::new(volumes.iter().zip(claims).filter_map(|(volume, how)| any_claim(volume, how)));
                 let wanted = volumes.iter().filter_map(|volume| volume.claim.clone());
-                let mut places = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace, claim.name)));
+                let mut places = PodPlaces::of_claims(wanted.map(|claim| (claim.namespace.to_string(), claim.name)));
                 for (claim, node, has_ended) in pods {
                     for namespace in ["shop", "ops"] {
                         places.see(PodOnNode {

@@ -68,7 +68,7 @@ impl Selection {
             let detail = format!("storage class {:?}", volume.storage_class);
             return Some((SkipReason::FilteredByStorageClass, detail));
         }
-        let namespace = volume.claim.as_ref().map_or("", |claim| claim.namespace.as_str());
+        let namespace = volume.claim.as_ref().map_or("", |claim| &*claim.namespace);
         if is_limited(&self.namespaces, namespace) {
             return Some((SkipReason::FilteredByNamespace, format!("namespace {namespace:?}")));
         }

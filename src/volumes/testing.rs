@@ -10,7 +10,7 @@ pub(crate) fn volume(name: &str) -> Volume {
     Volume {
         name: name.to_owned(),
         claim: Some(ClaimReference {
-            namespace: "default".to_owned(),
+            namespace: "default".into(),
             name: format!("claim-of-{name}"),
             uid: None,
         }),

@@ -47,12 +47,21 @@ impl Alike {
     /// The same volume, with what it has in common with those before it.
     pub fn hold(&mut self, volume: Volume) -> Volume {
         Volume {
+            claim: volume.claim.map(|claim| self.hold_claim(claim)),
             storage_class: held(&mut self.texts, volume.storage_class),
             phase: held(&mut self.texts, volume.phase),
             reclaim_policy: held(&mut self.texts, volume.reclaim_policy),
             affinity: volume.affinity.map(|terms| held(&mut self.affinities, terms)),
             selected_node: volume.selected_node.map(|node| held(&mut self.texts, node)),
             ..volume
+        }
+    }
+
+    /// The same for a claim, by which a volume is found or which a volume names.
+    pub fn hold_claim(&mut self, claim: ClaimReference) -> ClaimReference {
+        ClaimReference {
+            namespace: held(&mut self.texts, claim.namespace),
+            ..claim
         }
     }
 }
@@ -69,7 +78,7 @@ fn held<T: ?Sized + Eq + Hash>(all: &mut HashSet<Arc<T>>, one: Arc<T>) -> Arc<T>
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClaimReference {
     /// The claim's namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The claim's name.
     pub name: String,
     /// The uid of the claim that was bound; a claim re-made under the same name has another.
