@@ -85,6 +85,12 @@ async fn figures(arguments: &[String]) -> anyhow::Result<()> {
         "{WORKERS} workers, {SERIES} series each, no consistency check: {:.1} s from the first to the last (at most 20)",
         took.as_secs_f64()
     );
+    // Such a server answers before it has applied a push.
+    let pushgateway = client(&unchecked.url())?;
+    let deadline = Instant::now() + BUDGET;
+    while pushgateway.groups(BUDGET).await?.len() < WORKERS {
+        ensure!(Instant::now() < deadline, "not every push was applied");
+    }
     for (what, about) in [
         ("list", "the list of 500,000 series (at most 30)"),
         ("usage", "the usage of 10,000 volumes (at most 16)"),
@@ -200,6 +206,7 @@ fn curl_all(url: &str, workers: usize) -> anyhow::Result<Option<Duration>> {
         ])
         .arg(&config_file)
         .stdin(Stdio::null())
+        .stderr(Stdio::null())
         .status();
     let Ok(status) = curl else { return Ok(None) };
     ensure!(status.success(), "curl ended with {status}");
