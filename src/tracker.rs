@@ -415,7 +415,19 @@ impl Tracker {
         for track in self.nodes.values_mut() {
             if !matches!(track.state, State::Ended(_)) {
                 let detail = match &track.state {
-                    State::Running { job, .. } => format!("{detail}; its Job was {job}"),
+                    State::Running { job, .. } => {
+                        let pending = self
+                            .pods
+                            .values()
+                            .find(|pod| pod.job == *job && pod.phase == PodPhase::Pending);
+                        match pending {
+                            Some(pod) => format!(
+                                "{detail}; its Job was {job}, whose pod {} had no container yet: kubectl describe pod tells why",
+                                pod.name
+                            ),
+                            None => format!("{detail}; its Job was {job}"),
+                        }
+                    }
                     _ => format!("{detail}; its turn had not come"),
                 };
                 track.state = State::Ended(Outcome::NotMeasured {
@@ -1160,6 +1172,9 @@ mod tests {
         let mut failed = pod("job-b", RUN, "b");
         failed.phase = PodPhase::Failed;
         tracker.see(Event::Pod(failed));
+        let mut pending = pod("job-c", RUN, "c");
+        pending.phase = PodPhase::Pending;
+        tracker.see(Event::Pod(pending));
         tracker.step(seconds(2));
         tracker.give_up(NodeReason::TimedOut, "the time was up");
         // A Job that was on its way to the API server when time was up is deleted too.
@@ -1168,7 +1183,8 @@ mod tests {
         assert_eq!(
             told(tracker),
             "measured, summary false; worker_failed: its pod failed without saying why; \
-             timed_out: the time was up; its Job was job-c; timed_out: the time was up; its turn had not come"
+             timed_out: the time was up; its Job was job-c, whose pod job-c-pod had no container yet: \
+             kubectl describe pod tells why; timed_out: the time was up; its turn had not come"
         );
     }
 }
