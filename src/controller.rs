@@ -419,7 +419,10 @@ impl Session<'_> {
         let groups = if is_early {
             None
         } else {
-            self.groups_in_the_end(&mut outcomes, &deadlines).await
+            tokio::select! {
+                groups = self.groups_in_the_end(&mut outcomes, &deadlines) => groups,
+                _ = stopped.wait_for(Option::is_some) => None,
+            }
         };
         let report = Report {
             run: &self.run,
