@@ -136,7 +136,8 @@ pub struct RetireArguments {
     pub server: ServerArguments,
 
     /// A label that a group has, in its key or as its owner (cluster_uid, cronjob); an empty value also matches its
-    /// absence; repeatable: all have to match. Only groups of lp-exporter's jobs, and of the Python exporter's, ever match
+    /// absence; repeatable: all have to match. Only groups of lp-exporter's own jobs ever match, and those of the Python
+    /// exporter where its job is named
     #[arg(long = "match", value_name = "NAME=VALUE", required = true)]
     pub matches: Vec<GroupMatch>,
 

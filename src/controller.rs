@@ -39,7 +39,7 @@ use crate::planning::{
 };
 use crate::pushgateway::group::{self, NODE_LABEL};
 use crate::pushgateway::{
-    Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_of_others, groups_to_retire,
+    Cause, Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_of_others, groups_to_retire,
 };
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::summary::peak_memory_bytes;
@@ -47,7 +47,7 @@ use crate::text::one_line;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
 use crate::volumes::claims::Claims;
 use crate::volumes::node_plan::Run;
-use crate::volumes::plan::Plan;
+use crate::volumes::plan::{Plan, PlannedNode};
 use crate::volumes::pods::PodPlaces;
 use crate::volumes::volume::{Node, NodeReason, Volume};
 use crate::worker::{pushgateway, unix_seconds};
@@ -406,7 +406,16 @@ impl Session<'_> {
             metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);
         let key = self.key(group::CONTROLLER_JOB);
         let pushed = self.config.pushgateway.put(&key, &capacities, first_push_budget);
-        until_stopped(&mut stopped, pushed).await??;
+        // A group that is refused costs no other: the nodes' are smaller, and others may be in the way of this one alone.
+        let refused = match until_stopped(&mut stopped, pushed).await? {
+            Ok(()) => None,
+            Err(error) if matches!(error.cause, Cause::Refused { .. }) => {
+                error!("{error}");
+                Some(error)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let capacities = refused.is_none().then_some(capacities);
 
         let Found {
             plan,
@@ -420,7 +429,7 @@ impl Session<'_> {
             None
         } else {
             tokio::select! {
-                groups = self.groups_in_the_end(&mut outcomes, &deadlines) => groups,
+                groups = self.groups_in_the_end(&mut outcomes, capacities.is_some(), &deadlines) => groups,
                 _ = stopped.wait_for(Option::is_some) => None,
             }
         };
@@ -436,15 +445,22 @@ impl Session<'_> {
         let is_early = is_early || self.stop().is_some();
         let tidy = groups.as_deref().map(|groups| Tidy {
             groups,
-            capacities: &capacities,
+            capacities: capacities.as_ref(),
             is_complete,
         });
-        let pushed = self.push_report(&report, tidy, is_early, &deadlines).await;
+        let is_success = !is_early && refused.is_none();
+        let pushed = self.push_report(&report, tidy, is_success, &deadlines).await;
         summarize(&report);
         if let Some(error) = ended {
+            if let Err(error) = pushed {
+                error!("{error}");
+            }
             return Err(error.into());
         }
         pushed?;
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
         Ok(if self.config.strict && !is_whole(&report) {
             Exit::Incomplete
         } else {
@@ -646,7 +662,7 @@ impl Session<'_> {
         let longest = if self.stop().is_some() {
             LAST_STEPS_BUDGET
         } else {
-            PUSH_BUDGET
+            self.config.pushgateway.budget_max()
         };
         deadlines
             .controller_end
@@ -804,7 +820,7 @@ impl Session<'_> {
         &self,
         report: &Report<'_>,
         tidy: Option<Tidy<'_>>,
-        is_early: bool,
+        is_success: bool,
         deadlines: &Deadlines,
     ) -> Result<(), RunError> {
         let whole = async {
@@ -812,27 +828,31 @@ impl Session<'_> {
                 pushgateway, planning, ..
             } = self.config;
             let selection = &planning.selection;
+            let mut refused = None;
             // A run for some nodes would take away what the last whole run tells of the others, and is no success of one.
             if !selection.is_partial() {
                 let key = self.key(group::REPORT_JOB);
-                pushgateway.put(&key, &report.group(), self.left(deadlines)).await?;
+                match pushgateway.put(&key, &report.group(), self.left(deadlines)).await {
+                    Err(error) if matches!(error.cause, Cause::Refused { .. }) => refused = Some(error),
+                    pushed => pushed?,
+                }
             }
-            if is_early {
-                return Ok(());
-            }
-            if !selection.is_partial() {
+            // Without a list nobody knows what the Pushgateway still has.
+            let Some(tidy) = tidy else {
+                return refused.map_or(Ok(()), |error| Err(error.into()));
+            };
+            if is_success && refused.is_none() && !selection.is_partial() {
                 let (key, success) = (
                     self.key(group::SUCCESS_JOB),
                     metrics::success_group(&self.run, unix_seconds()),
                 );
                 pushgateway.put(&key, &success, self.left(deadlines)).await?;
             }
-            let Some(tidy) = tidy else { return Ok(()) };
-            let tidied = self.tidy(report.plan, tidy);
+            let tidied = self.tidy(report, tidy);
             if tokio::time::timeout(self.left(deadlines), tidied).await.is_err() {
                 warn!("not everything could be retired in time; the next run retires what is left");
             }
-            Ok(())
+            refused.map_or(Ok(()), |error| Err(error.into()))
         };
         tokio::pin!(whole);
         let mut stopped = self.stopped.clone();
@@ -857,7 +877,8 @@ impl Session<'_> {
 
     /// Puts the capacities again if the Pushgateway lost them in mid-run (it was replaced by one without memory), and, where
     /// everything could be read, deletes what has outlived its node. What fails is tried again by the next run.
-    async fn tidy(&self, plan: &Plan, tidy: Tidy<'_>) {
+    async fn tidy(&self, report: &Report<'_>, tidy: Tidy<'_>) {
+        let plan = report.plan;
         let Tidy {
             groups,
             capacities,
@@ -869,9 +890,11 @@ impl Session<'_> {
             keep_runs,
             ..
         } = self.config;
-        if !self.holds_ours(groups, &self.key(group::CONTROLLER_JOB)) {
+        let key = self.key(group::CONTROLLER_JOB);
+        if let Some(capacities) = capacities
+            && !self.holds_ours(groups, &key)
+        {
             warn!("the Pushgateway lost what this run had pushed; the capacities are pushed again");
-            let key = self.key(group::CONTROLLER_JOB);
             if let Err(error) = pushgateway.put(&key, capacities, PUSH_BUDGET).await {
                 warn!("{error}");
             }
@@ -879,9 +902,15 @@ impl Session<'_> {
         if !is_complete || planning.selection.is_partial() {
             return;
         }
+        // What was measured is not too old, whatever the server has applied of it by now.
+        let was_not_measured = |node: &&PlannedNode| {
+            let outcome = report.outcomes.get(&node.name);
+            matches!(outcome, Some(Outcome::NotMeasured { reason, .. }) if *reason != NodeReason::NumbersLost)
+        };
+        let wanted = plan.nodes.iter().filter(was_not_measured);
         let nodes = Nodes {
             with_volumes: &plan.nodes_with_volumes(),
-            wanted: &plan.nodes.iter().map(|node| node.name.clone()).collect(),
+            wanted: &wanted.map(|node| node.name.clone()).collect(),
             kept_since_unix_seconds: self.run.started_unix_seconds
                 - planning.interval.as_secs_f64() * f64::from(*keep_runs),
         };
@@ -898,27 +927,27 @@ impl Session<'_> {
     async fn groups_in_the_end(
         &self,
         outcomes: &mut BTreeMap<String, Outcome>,
+        has_capacities: bool,
         deadlines: &Deadlines,
     ) -> Option<Vec<Group>> {
-        let budget = PUSH_BUDGET.min(self.left(deadlines) / 4);
+        let budget = PUSH_BUDGET.min(self.left(deadlines) / 3);
         let mut seen = None;
         // A server that does not check pushes answers before it has applied them.
-        for pause in [Duration::ZERO, SETTLING] {
+        for pause in [Duration::ZERO, SETTLING, 3 * SETTLING] {
             tokio::time::sleep(pause).await;
             match self.config.pushgateway.groups(budget).await {
                 Ok(groups) => {
                     let lost = self.nodes_lost(outcomes, &groups);
-                    let is_whole = lost.is_empty() && self.holds_ours(&groups, &self.key(group::CONTROLLER_JOB));
+                    let key = self.key(group::CONTROLLER_JOB);
+                    let is_whole = lost.is_empty() && (!has_capacities || self.holds_ours(&groups, &key));
                     seen = Some((groups, lost));
                     if is_whole {
                         break;
                     }
                 }
                 Err(error) => {
-                    warn!(
-                        "{error}; whether the Pushgateway still has this run's numbers is not known, and nothing is retired"
-                    );
-                    return None;
+                    warn!("{error}; whether the Pushgateway still has this run's numbers is not known");
+                    break;
                 }
             }
         }
@@ -981,16 +1010,29 @@ impl Session<'_> {
         let Some((key, owner)) = others.first() else {
             return Ok(());
         };
+        // Whoever pushed it chose the words: only plain ones become part of a command.
+        let is_plain = |text: &str| {
+            !text.is_empty()
+                && text.len() <= OWNER_MAX_CHARS
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte))
+        };
+        let what_to_do = if is_plain(&owner.cluster_uid) && is_plain(&owner.cronjob) {
+            format!(
+                "If the other one is gone, take its groups away: lp-exporter retire --match cluster_uid={} --match cronjob={}",
+                owner.cluster_uid, owner.cronjob
+            )
+        } else {
+            "Nothing of lp-exporter has such an owner: look at that group by hand".to_owned()
+        };
         Err(RunError::BadConfiguration(format!(
             "{} of the Pushgateway's groups lie where this run would push and are of another one: {} is of {}, and this is \
-             {}. Give each its own label (--grouping-label, as in cluster=west), in all places. If the other one is \
-             gone, take its groups away: lp-exporter retire --match cluster_uid={} --match cronjob={}",
+             {}. Give each its own label (--grouping-label, as in cluster=west), in all places. {what_to_do}",
             others.len(),
             key.path(),
             one_line(&owner.to_string(), 3 * OWNER_MAX_CHARS),
             self.run.owner,
-            one_line(&owner.cluster_uid, OWNER_MAX_CHARS),
-            one_line(&owner.cronjob, OWNER_MAX_CHARS),
         )))
     }
 }
@@ -999,7 +1041,8 @@ impl Session<'_> {
 struct Tidy<'a> {
     /// What it holds.
     groups: &'a [Group],
-    capacities: &'a Body,
+    /// What the controller pushed, unless it was refused.
+    capacities: Option<&'a Body>,
     /// Whether every object could be read.
     is_complete: bool,
 }

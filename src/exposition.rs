@@ -79,6 +79,10 @@ impl Exposition {
         assert_eq!(family.labels.len(), LABELS, "label values for {}", family.name);
         let is_new = self.families.insert(family.name);
         debug_assert!(is_new, "{} is written twice", family.name);
+        if !is_new {
+            tracing::error!(metric = family.name, "a family that is there already is left out");
+            return;
+        }
         let names: Vec<&str> = family
             .labels
             .iter()

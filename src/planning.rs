@@ -225,7 +225,8 @@ impl Listed {
 
     /// Whether every volume could be read: only then is what is not there known to be gone.
     pub fn is_complete(&self) -> bool {
-        self.skipped.iter().all(|one| one.reason != SkipReason::Undecodable)
+        let is_read = |one: &Skipped| !matches!(one.reason, SkipReason::Undecodable | SkipReason::InvalidCapacity);
+        self.skipped.iter().all(is_read)
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::cli::{GroupMatch, RetireArguments};
 use crate::exit::Exit;
-use crate::pushgateway::retire::is_known_job;
+use crate::pushgateway::retire::{is_job_of_the_python_exporter, is_own_job};
 use crate::pushgateway::{Group, GroupingKey, PushError, Pushgateway};
 use crate::text::one_line;
 use crate::worker::{pushgateway_at, unix_seconds};
@@ -76,9 +76,10 @@ async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool
         }
     }
     if found.is_empty() {
-        let ours = groups.iter().filter(|group| is_ours(group)).count();
+        let is_own = |group: &&Group| GroupingKey::from_labels(&group.labels).is_some_and(|key| is_own_job(key.job()));
+        let own = groups.iter().filter(is_own).count();
         warn!(
-            "no group matches: of {} groups on the Pushgateway, {ours} are of lp-exporter or of the Python exporter",
+            "no group matches: of {} groups on the Pushgateway, {own} are of lp-exporter",
             groups.len()
         );
     } else if dry_run {
@@ -94,11 +95,8 @@ fn show(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
-fn is_ours(group: &Group) -> bool {
-    GroupingKey::from_labels(&group.labels).is_some_and(|key| is_known_job(key.job()))
-}
-
-/// The groups of the jobs that are known which have all these labels, in their key or as their owner.
+/// The groups of our jobs, and of the Python exporter's where one is named, which have all these labels, in their key or as
+/// their owner.
 fn matching<'g>(groups: &'g [Group], matches: &[GroupMatch]) -> Vec<(GroupingKey, &'g Group)> {
     let has_all = |group: &Group| {
         let mut labels: BTreeMap<&str, &str> = BTreeMap::new();
@@ -111,10 +109,13 @@ fn matching<'g>(groups: &'g [Group], matches: &[GroupMatch]) -> Vec<(GroupingKey
             .iter()
             .all(|wanted| labels.get(wanted.name.as_str()).copied().unwrap_or_default() == wanted.value)
     };
+    let names_job = matches.iter().any(|wanted| wanted.name == "job");
+    let is_known = |job: &str| is_own_job(job) || (names_job && is_job_of_the_python_exporter(job));
     groups
         .iter()
-        .filter(|group| is_ours(group) && has_all(group))
+        .filter(|group| has_all(group))
         .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
+        .filter(|(key, _)| is_known(key.job()))
         .collect()
 }
 
@@ -177,13 +178,16 @@ mod tests {
             "/metrics/job/lp-exporter-job/node/n/cluster/a",
         ];
         let [bare, python] = ["/metrics/job/lp-exporter-job/node/n", "/metrics/job/projectbeta"];
-        let python_node = "/metrics/job/n_usage_metrics/cluster_uid/1";
         check(&["cluster=a"], &[controller, worker]);
         check(&["cluster=a", "node=n"], &[worker]);
-        check(&["cluster="], &[bare, python, python_node]);
-        check(&["cluster_uid=1"], &[controller, worker, python_node]);
+        check(&["cluster="], &[bare]);
+        check(&["cluster_uid=1"], &[controller, worker]);
         check(&["cluster_uid=1", "cronjob=ns/name"], &[controller, worker]);
         check(&["job=projectbeta"], &[python]);
+        check(
+            &["job=n_usage_metrics"],
+            &["/metrics/job/n_usage_metrics/cluster_uid/1"],
+        );
         check(&["job=backup"], &[]);
         check(&["cluster=b"], &[]);
     }

@@ -28,7 +28,7 @@ const OWN_JOB: &str = "lp-exporter-29000000";
 const BASE: &str = "/opt/local-path-provisioner";
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 const CLUSTERS: [&str; 2] = ["east", "west"];
-/// Of both clusters and all servers together.
+/// Of both clusters, on each server.
 const RUNS: usize = 100;
 const BUDGET: Duration = Duration::from_secs(20);
 
@@ -231,7 +231,7 @@ async fn groups_are_exactly_those_that_they_should_be() {
     let binaries = pushgateways();
     for binary in &binaries {
         let mut runner = TestRunner::deterministic();
-        let runs = prop::collection::vec(changes(), RUNS.div_ceil(binaries.len()));
+        let runs = prop::collection::vec(changes(), RUNS);
         let runs = runs.new_tree(&mut runner).expect("a value").current();
         let mut server = Server::start(binary, &[]).await;
         let mut strangers = push_strangers(&server).await;

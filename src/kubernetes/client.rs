@@ -262,7 +262,12 @@ impl Cluster {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let resource = format!("namespaces {SYSTEM}");
         let namespace = self.retrying("get", &resource, || namespaces.get(SYSTEM)).await?;
-        Ok(namespace.metadata.uid.unwrap_or_default())
+        let uid = namespace.metadata.uid.filter(|uid| !uid.is_empty());
+        uid.ok_or_else(|| ApiError {
+            verb: "get",
+            resource,
+            cause: ApiCause::Unreachable("it has no uid".to_owned()),
+        })
     }
 
     /// Reads a pod of the namespace.

@@ -195,8 +195,10 @@ impl Pushgateway {
             // The last try is made in time, however long the delays have become; what the server asks for is not cut.
             let until_last_try = left.saturating_sub(LAST_TRY.min(budget / 4));
             let own_delay = delays.next().unwrap_or(LAST_RETRY_DELAY).min(until_last_try);
-            let delay = cause.retry_after().unwrap_or(own_delay);
-            if !cause.may_pass() || until_last_try.is_zero() || delay >= left {
+            // Not all that were told to wait are to come back at one moment, nor at once.
+            let asked = cause.retry_after();
+            let delay = asked.map_or(own_delay, |asked| asked + own_delay.min(left.saturating_sub(asked) / 2));
+            if !cause.may_pass() || until_last_try.is_zero() || asked.is_some_and(|asked| asked >= left) {
                 return Err(PushError {
                     method: request.method().to_string(),
                     url: request.url().to_string(),

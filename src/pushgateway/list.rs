@@ -87,6 +87,8 @@ impl Value {
 
 #[derive(serde::Deserialize)]
 struct Sample {
+    /// A histogram of somebody else's has none.
+    #[serde(default)]
     value: String,
 }
 

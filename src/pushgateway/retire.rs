@@ -29,10 +29,9 @@ impl Ours<'_> {
                 .any(|job| *key == GroupingKey::new(job, self.grouping_labels))
     }
 
-    /// Whether nobody else says that the group is theirs. An older release does not say whose its groups are; nor does the
-    /// empty group that the server makes to tell of a refused push.
-    fn is_free(&self, group: &Group) -> bool {
-        group.owner.as_ref().is_none_or(|owner| owner == self.owner)
+    /// Whether we pushed the group. The empty group that the server makes to tell of a refused push says nothing.
+    fn is_ours(&self, group: &Group) -> bool {
+        group.push_time_seconds <= 0.0 || group.owner.as_ref() == Some(self.owner)
     }
 }
 
@@ -43,7 +42,8 @@ pub fn groups_of_others<'g>(groups: &'g [Group], ours: Ours<'_>) -> Vec<(Groupin
     groups
         .iter()
         .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
-        .filter(|(key, group)| ours.is_our_key(key) && !ours.is_free(group))
+        .filter(|(key, group)| ours.is_our_key(key) && !ours.is_ours(group))
+        // Version 0.1 did not say whose its groups are: what it left at our place is taken over, and never deleted.
         .filter_map(|(key, group)| Some((key, group.owner.as_ref()?)))
         .collect()
 }
@@ -87,8 +87,8 @@ pub struct Nodes<'a> {
 pub fn groups_to_retire(groups: &[Group], ours: Ours<'_>, nodes: Nodes<'_>) -> Vec<(GroupingKey, Outlived)> {
     let outlived = |group: &Group| {
         let key = GroupingKey::from_labels(&group.labels)?;
-        let node = key.worker_node(ours.grouping_labels).filter(|_| ours.is_free(group))?;
-        // Of a group of an older release the server knows when it was pushed.
+        let node = key.worker_node(ours.grouping_labels).filter(|_| ours.is_ours(group))?;
+        // Without it the server knows when the group was pushed.
         let began = group.run_start_seconds.unwrap_or(group.push_time_seconds);
         let why = if group.push_time_seconds <= 0.0 {
             Outlived::NeverPushed
@@ -104,12 +104,17 @@ pub fn groups_to_retire(groups: &[Group], ours: Ours<'_>, nodes: Nodes<'_>) -> V
     groups.iter().filter_map(outlived).collect()
 }
 
-/// Whether a job is one of ours, or of the Python exporter that came before (`projectbeta`, and `<node>_usage_metrics` for
-/// each node).
+/// Whether a job is one of ours.
 #[must_use]
-pub fn is_known_job(job: &str) -> bool {
-    [CONTROLLER_JOB, WORKER_JOB, REPORT_JOB, SUCCESS_JOB, "projectbeta"].contains(&job)
-        || job.ends_with("_usage_metrics")
+pub fn is_own_job(job: &str) -> bool {
+    [CONTROLLER_JOB, WORKER_JOB, REPORT_JOB, SUCCESS_JOB].contains(&job)
+}
+
+/// Whether a job has a name that the Python exporter used, which came before: `projectbeta`, and `<node>_usage_metrics` for
+/// each node. Others may use such names, too.
+#[must_use]
+pub fn is_job_of_the_python_exporter(job: &str) -> bool {
+    job == "projectbeta" || job.ends_with("_usage_metrics")
 }
 
 #[cfg(test)]
@@ -233,8 +238,9 @@ mod tests {
             ("start=499", Some("TooOld")),
             ("start=499,owner=them", None),
             // An older release says neither whose it is nor of which run.
-            ("start=none,owner=none,pushed=499", Some("TooOld")),
-            ("start=none,owner=none,pushed=500", None),
+            ("start=none,owner=none,pushed=499", None),
+            ("start=none,pushed=499", Some("TooOld")),
+            ("start=none,pushed=500", None),
             ("start=none,owner=none,pushed=0", Some("NeverPushed")),
             ("start=499,pushed=1000", Some("TooOld")),
         ] {
@@ -283,15 +289,19 @@ mod tests {
 
     #[test]
     fn jobs_that_are_known() {
-        for (job, expected) in [
-            ("lp-exporter", true),
-            ("lp-exporter-job", true),
-            ("projectbeta", true),
-            ("node-1_usage_metrics", true),
-            ("backup", false),
-            ("lp-exporter-job-2", false),
+        for (job, own, python) in [
+            ("lp-exporter", true, false),
+            ("lp-exporter-job", true, false),
+            ("projectbeta", false, true),
+            ("node-1_usage_metrics", false, true),
+            ("backup", false, false),
+            ("lp-exporter-job-2", false, false),
         ] {
-            assert_eq!(is_known_job(job), expected, "{job}");
+            assert_eq!(
+                (is_own_job(job), is_job_of_the_python_exporter(job)),
+                (own, python),
+                "{job}"
+            );
         }
     }
 }
