@@ -39,6 +39,12 @@ const STARTED: Family = Family {
     labels: &[],
 };
 
+const OWNER: Family = Family {
+    name: Owner::FAMILY,
+    help: "Owner.",
+    labels: Owner::LABELS,
+};
+
 /// Ample for any server of a test that is to answer.
 const BUDGET: Duration = Duration::from_secs(20);
 
@@ -1115,6 +1121,8 @@ fn body(used: &[(&str, f64)], started_seconds: Option<f64>) -> Body {
     if let Some(started_seconds) = started_seconds {
         exposition.value(&STARTED, started_seconds);
     }
+    // Nobody in particular's.
+    exposition.family(&OWNER, [(["", ""], 1.0)]);
     exposition.finish()
 }
 
