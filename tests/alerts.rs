@@ -610,12 +610,17 @@ async fn alertmanager_keeps_away_what_is_needless() {
             false,
         ),
         (
-            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "alertname=LpExporterPushgatewayDown,instance=p,cluster=a".to_owned(),
             "LpExporterStale",
             true,
         ),
         (
-            "alertname=LpExporterPushgatewayDown,instance=p".to_owned(),
+            "alertname=LpExporterPushgatewayDown,instance=p,cluster=b".to_owned(),
+            "LpExporterStale",
+            false,
+        ),
+        (
+            "alertname=LpExporterPushgatewayDown,instance=p,cluster=a".to_owned(),
             "LocalVolumeUsageHigh,node=n1",
             false,
         ),
