@@ -108,11 +108,9 @@ pub(crate) fn a_node_that_is_deleted_for_good(world: &World) -> Result<()> {
         );
         Ok(())
     });
-    on_node(&world.settings.node_start, node, &[])?;
-    eventually("the node to come back", Duration::from_secs(90), || {
-        kubectl(&["label", "node", node, "--overwrite", &format!("{NODE_ROLE_LABEL}=lost")])
-    })?;
+    // It registers anew, without the label.
     come_back(world)?;
+    kubectl(&["label", "node", node, "--overwrite", &format!("{NODE_ROLE_LABEL}=lost")])?;
     checked
 }
 
