@@ -907,10 +907,14 @@ impl Session<'_> {
             let outcome = report.outcomes.get(&node.name);
             matches!(outcome, Some(Outcome::NotMeasured { reason, .. }) if *reason != NodeReason::NumbersLost)
         };
-        let wanted = plan.nodes.iter().filter(was_not_measured);
+        let planned = plan.nodes.iter().filter(was_not_measured).map(|node| &node.name);
+        // Whether they hold anything nobody knows, so age decides.
+        let is_only_possible =
+            |node: &&String| !plan.other_nodes.contains(*node) && !report.outcomes.contains_key(*node);
+        let possible = plan.possible_nodes.iter().filter(is_only_possible);
         let nodes = Nodes {
             with_volumes: &plan.nodes_with_volumes(),
-            wanted: &wanted.map(|node| node.name.clone()).collect(),
+            wanted: &planned.chain(possible).cloned().collect(),
             kept_since_unix_seconds: self.run.started_unix_seconds
                 - planning.interval.as_secs_f64() * f64::from(*keep_runs),
         };

@@ -101,6 +101,7 @@ impl Redactor {
             nodes,
             skipped,
             other_nodes,
+            possible_nodes,
             nodes_not_scanned,
             invalid_alert_percents: _,
             claims_lost: _,
@@ -112,6 +113,7 @@ impl Redactor {
             self.name("Node", name);
         }
         let other_nodes: BTreeSet<String> = other_nodes.iter().map(|name| self.name("Node", name)).collect();
+        let possible_nodes = possible_nodes.iter().map(|name| self.name("Node", name)).collect();
         let nodes = nodes.into_iter().map(|node| self.planned_node(node)).collect();
         for one in &skipped {
             self.name("Volume", &one.persistent_volume);
@@ -129,6 +131,7 @@ impl Redactor {
             nodes,
             skipped,
             other_nodes,
+            possible_nodes,
             nodes_not_scanned,
             known_paths,
             // Sentences about claims, which are not shown.

@@ -1105,6 +1105,21 @@ scenarios! {
         ..WELL_WITHOUT_NODE_2
     };
 
+    /// One that nobody can find may lie on any node, but no number stays for ever because of it.
+    numbers_of_a_node_that_may_hold_a_volume_go_with_age: Case {
+        prepare: |stage| {
+            stage.let_it_locate();
+            lone_volumes(stage);
+            for (node, age_seconds) in [("node-4", 60.0), ("node-5", 12.0 * 300.0 + 60.0)] {
+                stage.add_node(node);
+                push_of_run(stage, node, OWN, age_seconds);
+            }
+        },
+        arguments: &["--locate-by-pods"],
+        samples: &[(USED, &[("node", "node-4")], Some(1.0)), (USED, &[("node", "node-5")], None)],
+        ..WELL
+    };
+
     the_trace_of_a_refused_push_is_retired: Case {
         prepare: |stage| {
             stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));

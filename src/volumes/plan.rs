@@ -28,8 +28,10 @@ pub struct Plan {
     pub nodes: Vec<PlannedNode>,
     /// The volumes that are left out.
     pub skipped: Vec<Skipped>,
-    /// The nodes of volumes that are left out although their node is known, and those that one may lie on.
+    /// The nodes of volumes that are left out although their node is known.
     pub other_nodes: BTreeSet<String>,
+    /// The nodes that a volume may lie on of which nobody knows where it lies.
+    pub possible_nodes: BTreeSet<String>,
     /// The nodes that no worker is to look at, by name, and why. One that it cannot look at is among `nodes`.
     pub nodes_not_scanned: BTreeMap<String, NodeReason>,
     /// Thresholds that claims ask for and that make no sense.
@@ -163,7 +165,8 @@ pub fn plan(
         }
     }
     let may_hold_one = nodes.iter().zip(may_hold_one).filter(|(_, may_hold_one)| *may_hold_one);
-    plan.other_nodes.extend(may_hold_one.map(|(node, _)| node.name.clone()));
+    plan.possible_nodes
+        .extend(may_hold_one.map(|(node, _)| node.name.clone()));
     for (at, node) in nodes.iter().enumerate() {
         plan_node(&mut plan, node, by_node.remove(&at), &bases_in_use, selection);
     }
@@ -418,7 +421,8 @@ impl Plan {
     /// skipped lie on or may lie on.
     pub fn nodes_with_volumes(&self) -> BTreeSet<String> {
         let planned = self.nodes.iter().map(|node| node.name.clone());
-        planned.chain(self.other_nodes.iter().cloned()).collect()
+        let others = self.other_nodes.iter().chain(&self.possible_nodes).cloned();
+        planned.chain(others).collect()
     }
 
     /// How many volumes have a node.
