@@ -50,6 +50,8 @@ const CERTIFICATES: [&str; 3] = [
     "LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE",
     "LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE",
 ];
+/// Those that name a proxy, each in small letters too.
+const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 
 /// What decides which Jobs a run makes.
 pub struct Settings {
@@ -317,6 +319,13 @@ pub fn worker_environment(
                 forgotten.join(", ")
             );
         }
+        if is_proxy_forgotten(pushgateway.is_proxied(), template) {
+            warn!(
+                "the workers are not given the proxy by which the controller reaches the Pushgateway, for it may have a \
+                 password: set one of {} in the Job template, or NO_PROXY in the CronJob if no proxy is needed",
+                PROXIES.join(", ")
+            );
+        }
         environment.push((URL, pushgateway.url().to_owned()));
         // Another URL has another name.
         let server_name = arguments.server.pushgateway_server_name.as_ref();
@@ -369,6 +378,15 @@ fn secrets_forgotten(arguments: &PushArguments, template: &Template) -> Vec<&'st
         .chain(forgotten_certificates)
         .map(|(name, _)| name)
         .collect()
+}
+
+/// Whether the controller goes through a proxy, and nothing in the template says anything of proxies to the workers.
+fn is_proxy_forgotten(is_proxied: bool, template: &Template) -> bool {
+    let is_told = PROXIES
+        .iter()
+        .chain(&["NO_PROXY"])
+        .any(|name| template.sets_variable(name) || template.sets_variable(&name.to_lowercase()));
+    is_proxied && !is_told && !template.takes_variables_from_elsewhere()
 }
 
 /// What the Jobs of a run have in common.
@@ -624,6 +642,28 @@ mod tests {
             let template = Template::parse(&template).expect("a template");
             let found = secrets_forgotten(&arguments(flags), &template);
             assert_eq!(found, expected, "{flags:?} {of_container}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_workers_are_not_given_is_told() {
+        let template = |of_container: &str| {
+            let template = format!(
+                "spec:\n  template:\n    spec:\n      restartPolicy: Never\n      containers:\n      - name: worker\n        {of_container}"
+            );
+            Template::parse(&template).expect("a template")
+        };
+        for (is_proxied, of_container, expected) in [
+            (true, "tty: false", true),
+            (false, "tty: false", false),
+            (true, "env: [{name: HTTP_PROXY, value: x}]", false),
+            (true, "env: [{name: https_proxy, value: x}]", false),
+            (true, "env: [{name: NO_PROXY, value: x}]", false),
+            (true, "env: [{name: LP_EXPORTER_LOG_LEVEL, value: info}]", true),
+            (true, "envFrom: [{secretRef: {name: x}}]", false),
+        ] {
+            let found = is_proxy_forgotten(is_proxied, &template(of_container));
+            assert_eq!(found, expected, "{is_proxied} {of_container}");
         }
     }
 }

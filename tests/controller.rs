@@ -1120,6 +1120,19 @@ scenarios! {
         ..WELL
     };
 
+    /// Nor does a number go at once because pods are no longer asked.
+    what_pods_located_stays_when_they_are_not_asked: Case {
+        prepare: |stage| {
+            lone_volumes(stage);
+            for (node, age_seconds) in [("node-4", 60.0), ("node-5", 12.0 * 300.0 + 60.0)] {
+                stage.add_node(node);
+                push_of_run(stage, node, OWN, age_seconds);
+            }
+        },
+        samples: &[(USED, &[("node", "node-4")], Some(1.0)), (USED, &[("node", "node-5")], None)],
+        ..WELL
+    };
+
     the_trace_of_a_refused_push_is_retired: Case {
         prepare: |stage| {
             stage.change("nodes", "", "node-2", |node| set_condition(node, "Ready", "Unknown"));

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::TryStreamExt;
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Response, StatusCode, redirect};
 use rustls::AlertDescription;
@@ -123,6 +124,13 @@ impl Pushgateway {
     #[must_use]
     pub fn url(&self) -> &str {
         self.template.url().as_str()
+    }
+
+    /// Whether the environment of this process sends its requests to the server through a proxy.
+    #[must_use]
+    pub fn is_proxied(&self) -> bool {
+        let proxies = Matcher::from_system();
+        self.url().parse().is_ok_and(|uri| proxies.intercept(&uri).is_some())
     }
 
     /// How long a request is tried at most, whatever budget its caller has.

@@ -176,7 +176,12 @@ impl<'a> NodeIndex<'a> {
         if volume.selected_node.is_none() {
             let detail =
                 "the volume has neither a node affinity nor the annotation local.path.provisioner/selected-node";
-            return unplaced_anywhere(SkipReason::NoNodeNamed, detail.to_owned());
+            return Placement::Unplaced {
+                reason: SkipReason::NoNodeNamed,
+                detail: detail.to_owned(),
+                // An earlier run may have asked the pods, and measured it.
+                may_be_on: self.all.clone(),
+            };
         }
         if let Some(node) = annotated.filter(|node| self.measurable(*node) && self.preferred[*node]) {
             return Placement::Shared(node);

@@ -3,6 +3,7 @@
 //! Pure: volumes, claims and nodes in, [`Plan`] out. What becomes of the plan is the controller's business.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,6 +128,7 @@ pub fn plan(
     let mut by_node: BTreeMap<usize, Vec<PlacedVolume>> = BTreeMap::new();
     let mut bases_in_use = BTreeSet::new();
     let mut may_hold_one = vec![false; nodes.len()];
+    let mut marked_last: Option<Rc<[usize]>> = None;
     for one in &plan.skipped {
         let path = one.facts.as_ref().and_then(|facts| facts.path.as_deref());
         plan.known_paths.add_skipped(&one.persistent_volume, one.reason, path);
@@ -149,8 +151,12 @@ pub fn plan(
             }
             Err((reason, detail)) => {
                 if let Placement::Unplaced { may_be_on, .. } = &placement {
-                    for node in &may_be_on[..] {
-                        may_hold_one[*node] = true;
+                    // Every node of the cluster as a rule, and for one volume as for the next.
+                    if !marked_last.as_ref().is_some_and(|marked| Rc::ptr_eq(marked, may_be_on)) {
+                        for node in &may_be_on[..] {
+                            may_hold_one[*node] = true;
+                        }
+                        marked_last = Some(may_be_on.clone());
                     }
                 }
                 let (name, facts) = facts(volume, claim, &placement, nodes, selection);
@@ -856,8 +862,8 @@ mod tests {
             (
                 volume("unasked"),
                 None,
-                &[],
-                "no pods are asked, so it was never measured",
+                &["a", "b", "c"],
+                "no pods are asked, but an earlier run may have asked them",
             ),
             (spread, Some(&pods), &["a", "b"], "on one of these"),
             (
