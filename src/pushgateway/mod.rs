@@ -2,6 +2,7 @@
 //!
 //! - [`group`]: grouping keys and the extra labels of the user. Pure.
 //! - [`retire`]: which groups have outlived what they tell of, and which are of others. Pure.
+//! - `list`: what the server tells of its groups, read as a stream.
 //! - [`client`]: the requests, their retries and their errors. `credentials` and `tls` are what it is known by, and whom it
 //!   trusts.
 //!
