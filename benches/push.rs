@@ -26,7 +26,7 @@ use lp_exporter::summary::peak_memory_bytes;
 use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
 use lp_measure::{Measurement, Method, State};
-use support::real_pushgateway::{Server, pushgateways};
+use support::real_pushgateway::{Server, plain_config, pushgateways};
 use tokio::sync::Semaphore;
 
 const WORKERS: usize = 1_000;
@@ -124,18 +124,7 @@ async fn with_the_check(binary: &Path, workers: usize) -> anyhow::Result<()> {
 }
 
 fn client(url: &str) -> anyhow::Result<Pushgateway> {
-    Ok(Pushgateway::new(PushgatewayConfig {
-        url: url.to_owned(),
-        ca_file: None,
-        client_certificate_file: None,
-        client_key_file: None,
-        server_name: None,
-        username_file: None,
-        password_file: None,
-        bearer_token_file: None,
-        request_timeout: BUDGET,
-        budget_max: BUDGET,
-    })?)
+    Ok(Pushgateway::new(plain_config(url, BUDGET))?)
 }
 
 fn node(number: usize) -> String {

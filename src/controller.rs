@@ -42,6 +42,7 @@ use crate::pushgateway::{
     Cause, Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_of_others, groups_to_retire,
 };
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
+use crate::runtime::block_on;
 use crate::summary::peak_memory_bytes;
 use crate::text::one_line;
 use crate::tracker::{Action, Event, Expected, Outcome, Start, Tracker};
@@ -126,20 +127,17 @@ pub fn main(arguments: ControllerArguments) -> Exit {
             return Exit::BadConfiguration;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    match block_on(run(config)) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) => {
+            error!("{error}");
+            error.exit()
+        }
         Err(error) => {
             error!("could not start: {error}");
-            return Exit::Unexpected;
+            Exit::Unexpected
         }
-    };
-    let exit = runtime.block_on(run(config)).unwrap_or_else(|error| {
-        error!("{error}");
-        error.exit()
-    });
-    // A look-up of a name may hang on one of its threads.
-    runtime.shutdown_background();
-    exit
+    }
 }
 
 fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {

@@ -50,6 +50,7 @@ pub mod pushgateway;
 mod redact;
 pub mod retire;
 mod run_log;
+pub mod runtime;
 pub mod summary;
 pub mod text;
 pub mod tracker;

@@ -26,6 +26,7 @@ use crate::planning::{
     filters_without_match, no_orphans, plan_listed, worker_environment,
 };
 use crate::redact::Redactor;
+use crate::runtime::block_on;
 use crate::text::{one_line, tell};
 use crate::volumes::node_plan::{COMPRESSED_MAX_BYTES, Run};
 use crate::volumes::path::BasePaths;
@@ -248,11 +249,7 @@ enum ListError {
 
 /// Lists what the controller lists, and tells the namespace that its Jobs would be in.
 fn list(settings: &Settings) -> Result<(Listed, String), ListError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ListError::Start)?;
-    let all = runtime.block_on(async {
+    let all = block_on(async {
         let cluster = Cluster::connect(settings.namespace.clone()).await?;
         let label_keys = settings.selection.label_keys();
         let volumes: Listed = cluster.list::<PersistentVolume, _, _>(convert::volume).await?;
@@ -272,9 +269,7 @@ fn list(settings: &Settings) -> Result<(Listed, String), ListError> {
         }
         Ok((listed, cluster.namespace().to_owned()))
     });
-    // A look-up of a name may hang on one of its threads.
-    runtime.shutdown_background();
-    all.map_err(ListError::Api)
+    all.map_err(ListError::Start)?.map_err(ListError::Api)
 }
 
 /// A plan with all that is needed to show it.

@@ -13,6 +13,7 @@ use crate::cli::{GroupMatch, RetireArguments};
 use crate::exit::Exit;
 use crate::pushgateway::retire::{is_job_of_the_python_exporter, is_own_job};
 use crate::pushgateway::{Group, GroupingKey, PushError, Pushgateway};
+use crate::runtime::block_on;
 use crate::text::one_line;
 use crate::worker::{pushgateway_at, unix_seconds};
 
@@ -36,22 +37,16 @@ pub fn main(arguments: RetireArguments) -> Exit {
             return Exit::BadConfiguration;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            error!("could not start: {error}");
-            return Exit::Unexpected;
-        }
-    };
-    let retired = runtime.block_on(retire(&pushgateway, &matches, dry_run));
-    // A look-up of a name may hang on one of its threads.
-    runtime.shutdown_background();
-    match retired {
-        Ok(true) => Exit::Done,
-        Ok(false) => Exit::Pushgateway,
-        Err(error) => {
+    match block_on(retire(&pushgateway, &matches, dry_run)) {
+        Ok(Ok(true)) => Exit::Done,
+        Ok(Ok(false)) => Exit::Pushgateway,
+        Ok(Err(error)) => {
             error!("{error}");
             Exit::Pushgateway
+        }
+        Err(error) => {
+            error!("could not start: {error}");
+            Exit::Unexpected
         }
     }
 }

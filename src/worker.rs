@@ -25,6 +25,7 @@ use crate::file_systems::file_systems;
 use crate::metrics::{self, Found, WorkerTimes};
 use crate::orphans::{self, Orphan, OrphanCount};
 use crate::pushgateway::{GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig};
+use crate::runtime::block_on;
 use crate::summary::{Example, OrphanExample, WorkerSummary, peak_memory_bytes};
 use crate::text::one_line;
 use crate::volumes::collect::Collected;
@@ -77,13 +78,8 @@ pub fn main(arguments: WorkerArguments) -> Exit {
         confined,
         ..WorkerSummary::default()
     };
-    let exit = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            let exit = runtime.block_on(work(settings, started, &mut summary));
-            // Tasks of the runtime may hang as its threads do.
-            runtime.shutdown_background();
-            exit
-        }
+    let exit = match block_on(work(settings, started, &mut summary)) {
+        Ok(exit) => exit,
         Err(cause) => fail(&mut summary, Exit::Unexpected, &format!("could not start: {cause}")),
     };
     summary.seconds = started.elapsed().as_secs_f64();

@@ -25,7 +25,7 @@ use support::api_server::ApiServer;
 use support::fault_proxy::{Fault, FaultProxy};
 use support::kubelet::Kubelet;
 use support::objects::{self, Volume, controller_of_cronjob};
-use support::real_pushgateway::{Certificates, Server, free_address, pushgateways, skip};
+use support::real_pushgateway::{Certificates, Server, free_address, plain_config, pushgateways, skip};
 use support::tls_server::TlsServer;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -452,18 +452,7 @@ async fn work(url: &str, push_budget: Duration, variables: &[(&str, &Path)]) -> 
 }
 
 fn config(url: &str) -> PushgatewayConfig {
-    PushgatewayConfig {
-        url: url.to_owned(),
-        ca_file: None,
-        client_certificate_file: None,
-        client_key_file: None,
-        server_name: None,
-        username_file: None,
-        password_file: None,
-        bearer_token_file: None,
-        request_timeout: ASKING_BUDGET,
-        budget_max: ASKING_BUDGET,
-    }
+    plain_config(url, ASKING_BUDGET)
 }
 
 async fn groups(config: PushgatewayConfig) -> Option<Vec<Group>> {

@@ -11,7 +11,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lp_exporter::pushgateway::retire::Outlived;
-use lp_exporter::pushgateway::{Pushgateway, PushgatewayConfig};
+use lp_exporter::pushgateway::Pushgateway;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -19,7 +19,7 @@ use serde_json::json;
 use support::api_server::ApiServer;
 use support::kubelet::Kubelet;
 use support::objects::{self, Volume, controller_of_cronjob, set_condition};
-use support::real_pushgateway::{Server, pushgateways};
+use support::real_pushgateway::{Server, plain_config, pushgateways};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -481,18 +481,7 @@ async fn groups_are_exactly_those_that_they_should_be() {
 }
 
 async fn groups(server: &Server) -> Groups {
-    let config = PushgatewayConfig {
-        url: server.url(),
-        ca_file: None,
-        client_certificate_file: None,
-        client_key_file: None,
-        server_name: None,
-        username_file: None,
-        password_file: None,
-        bearer_token_file: None,
-        request_timeout: BUDGET,
-        budget_max: BUDGET,
-    };
+    let config = plain_config(&server.url(), BUDGET);
     let pushgateway = Pushgateway::new(config).expect("a client");
     let groups = pushgateway.groups(BUDGET).await.expect("a list");
     let metrics = metrics(server).await;

@@ -22,7 +22,7 @@ use lp_exporter::pushgateway::{
 };
 use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
-use support::real_pushgateway::{Certificates, Server, free_address, pushgateways, skip};
+use support::real_pushgateway::{Certificates, Server, free_address, plain_config, pushgateways, skip};
 use support::tls_server::TlsServer;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -1116,16 +1116,8 @@ fn client(url: &str) -> Pushgateway {
 /// How a server is reached that wants nothing but its URL.
 fn config(url: &str) -> PushgatewayConfig {
     PushgatewayConfig {
-        url: url.to_owned(),
-        ca_file: None,
-        client_certificate_file: None,
-        client_key_file: None,
-        server_name: None,
-        username_file: None,
-        password_file: None,
-        bearer_token_file: None,
         request_timeout: Duration::from_secs(10),
-        budget_max: BUDGET,
+        ..plain_config(url, BUDGET)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lp_exporter::pushgateway::PushgatewayConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,6 +61,22 @@ pub fn skip(what: &str, why: &str) {
 pub fn free_address() -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("a bound address")
+}
+
+/// How a server is reached that wants nothing but its URL. A try may take as long as all of them.
+pub fn plain_config(url: &str, budget: Duration) -> PushgatewayConfig {
+    PushgatewayConfig {
+        url: url.to_owned(),
+        ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        server_name: None,
+        username_file: None,
+        password_file: None,
+        bearer_token_file: None,
+        request_timeout: budget,
+        budget_max: budget,
+    }
 }
 
 /// A real Pushgateway, which ends with the test.
