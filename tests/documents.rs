@@ -561,6 +561,98 @@ fn labels_that_are_named_exist() {
     assert!(count >= 50, "only {count} labels were found");
 }
 
+/// promtool reads every query of the documents; those of the runbooks are read by `tests/alerts.rs` too.
+#[test]
+fn queries_are_queries() {
+    let mut rules = Vec::new();
+    for (document, text) in documents() {
+        for query in blocks(&text, "promql").iter().flat_map(|block| queries(block)) {
+            rules.push(
+                serde_json::json!({"record": format!("query:{}", rules.len()), "expr": query,
+                "labels": {"document": document}}),
+            );
+        }
+    }
+    assert!(rules.len() >= 45, "only {} queries were found", rules.len());
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
+    fs::write(file.path(), groups.to_string()).expect("it can be written");
+    let folders = std::env::var("LP_EXPORTER_TEST_SERVERS").map_or(Vec::new(), |folder| {
+        ["old", "new"]
+            .map(|generation| PathBuf::from(&folder).join(generation))
+            .into()
+    });
+    let mut programs: Vec<PathBuf> = folders.into_iter().map(|folder| folder.join("promtool")).collect();
+    if programs.is_empty() {
+        programs.push("promtool".into());
+    }
+    for promtool in programs {
+        let Ok(output) = Command::new(&promtool)
+            .args(["check", "rules"])
+            .arg(file.path())
+            .output()
+        else {
+            assert!(
+                std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+                "queries are not tested: there is no {promtool:?}"
+            );
+            eprintln!("skipped the queries of the documents: there is no {promtool:?}");
+            continue;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// The queries of a block: one begins with each line that is not indented and stands in no brackets.
+fn queries(block: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut depth = 0;
+    for line in block.lines() {
+        let is_new = depth == 0 && !line.starts_with(' ');
+        match found.last_mut().filter(|_| !is_new) {
+            Some(query) => *query = format!("{query}\n{line}"),
+            None => found.push(line.to_owned()),
+        }
+        depth += line.matches('(').count();
+        depth -= line.matches(')').count();
+    }
+    found
+}
+
+#[test]
+fn blocks_of_yaml_are_yaml() {
+    let mut count = 0;
+    for (document, text) in documents() {
+        for block in blocks(&text, "yaml") {
+            let read = serde_yaml::from_str::<Value>(&block);
+            assert!(read.is_ok(), "{document}: {}:\n{block}", read.expect_err("it is none"));
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "only {count} blocks were found");
+}
+
+/// Every field of the Job template that the controller keeps for itself is in the table.
+#[test]
+fn fields_that_are_the_controllers() {
+    let rows = table(CONFIGURATION, "The Job template");
+    let cells: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
+    let cells = cells.concat();
+    let mut count = 0;
+    for literal in read("src/kubernetes/job.rs").split('"').skip(1).step_by(2) {
+        let is_field = ["spec.", "metadata."].iter().any(|start| literal.starts_with(start))
+            && literal.chars().all(|c| c.is_ascii_alphabetic() || c == '.');
+        if is_field && literal != "metadata.name" && !literal.starts_with("spec.template") {
+            assert!(
+                cells.contains(&code(literal)),
+                "{CONFIGURATION} does not name {literal}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 6, "only {count} fields were found");
+}
+
 /// The labels that a query names: before `=` and `!` in braces, and in the brackets after `by`, `on` and the like.
 fn labels_in(query: &str) -> Vec<&str> {
     let mut labels = Vec::new();
@@ -948,6 +1040,23 @@ fn files(extension: &str) -> Vec<String> {
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let starts = text.match_indices("](").map(|(at, found)| at + found.len());
     starts.filter_map(|start| text[start..].split([')', '\n']).next())
+}
+
+/// The blocks of a language in a text, those in lists without their indentation.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}");
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(opening) = lines.find(|line| line.trim() == fence) {
+        let indentation = opening.len() - fence.len();
+        let block = lines.by_ref().take_while(|line| line.trim() != "```");
+        found.push(
+            block
+                .map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default()))
+                .collect(),
+        );
+    }
+    found
 }
 
 /// What stands between backquotes in a text, outside of blocks.

@@ -10,7 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use lp_exporter::cli::Cli;
 
-use super::{code_spans, documents, read, root};
+use super::{blocks, code_spans, documents, read, root};
 
 /// How it is known that a command does what its document says.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -125,7 +125,7 @@ fn every_command_is_one_that_is_known_to_work() {
     let known: BTreeMap<&str, How> = COMMANDS.into_iter().collect();
     assert_eq!(known.len(), COMMANDS.len(), "a command stands there twice");
     let mut named = BTreeSet::new();
-    for (document, block) in blocks() {
+    for (document, block) in shell_blocks() {
         assert_is_shell(&document, &block);
         for words in commands(&block) {
             let name = name_of(&words);
@@ -162,6 +162,44 @@ fn every_command_is_one_that_is_known_to_work() {
             );
         }
     }
+}
+
+/// Blocks that need nothing but the program and a dump are run.
+#[test]
+fn blocks_that_plan_from_a_dump_run() {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_lp-exporter"));
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    std::fs::copy(
+        root().join("tests/dumps/local-path.json"),
+        folder.path().join("dump.json"),
+    )
+    .expect("a dump");
+    let others = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{others}", program.parent().expect("its folder").display());
+    let mut count = 0;
+    for (document, block) in shell_blocks() {
+        let commands = commands(&block);
+        let needs_the_dump_only = |words: &Vec<String>| match words[0].as_str() {
+            "lp-exporter" => words[1] == "plan" && words.contains(&"dump.json".to_owned()),
+            filter => ["sed", "head", "base64", "gunzip"].contains(&filter),
+        };
+        if !commands.iter().all(needs_the_dump_only) || commands[0][0] != "lp-exporter" {
+            continue;
+        }
+        let mut shell = Command::new("sh");
+        let shell = shell
+            .args(["-e", "-c", &block])
+            .current_dir(folder.path())
+            .env("PATH", &path);
+        let output = shell.output().expect("every system has a shell");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !output.stdout.is_empty(),
+            "{document}:\n{block}\n{said}"
+        );
+        count += 1;
+    }
+    assert!(count >= 2, "only {count} blocks were run");
 }
 
 /// Commands in the midst of a text may leave away what goes without saying, and no more.
@@ -205,7 +243,7 @@ fn flags_of_kubectl_exist() {
     });
     let mut helps: BTreeMap<String, String> = BTreeMap::new();
     let mut checked = 0;
-    for (document, text) in blocks().into_iter().chain(in_texts) {
+    for (document, text) in shell_blocks().into_iter().chain(in_texts) {
         for words in commands(&text) {
             let [program, subcommand, ..] = &words[..] else {
                 continue;
@@ -299,18 +337,13 @@ fn assert_is_shell(document: &str, block: &str) {
     );
 }
 
-/// The blocks of shell in all documents, those in lists without their indentation.
-fn blocks() -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for (document, text) in documents() {
-        let mut lines = text.lines();
-        while let Some(opening) = lines.find(|line| line.trim() == "```sh") {
-            let indentation = opening.len() - "```sh".len();
-            let block = lines.by_ref().take_while(|line| line.trim() != "```");
-            let block = block.map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default()));
-            found.push((document.clone(), block.collect()));
-        }
-    }
+/// The blocks of shell in all documents.
+fn shell_blocks() -> Vec<(String, String)> {
+    let of_document = |(document, text): (String, String)| {
+        let blocks = blocks(&text, "sh").into_iter();
+        blocks.map(move |block| (document.clone(), block))
+    };
+    let found: Vec<(String, String)> = documents().into_iter().flat_map(of_document).collect();
     assert!(found.len() >= 80, "only {} blocks of shell were found", found.len());
     found
 }
