@@ -78,11 +78,12 @@ const OTHER_LABELS: [&str; 9] = [
     "severity",
 ];
 
-/// Flags of other programs, which the documents name: of kubelet, kubectl, k3s, a Pushgateway and cargo.
-const OTHER_FLAGS: [&str; 7] = [
+/// Flags of other programs, which the documents name: of kubelet, k3s, the Prometheus operator, a Pushgateway and cargo.
+const OTHER_FLAGS: [&str; 8] = [
     "--bench",
     "--default-local-storage-path",
     "--hostname-override",
+    "--namespaces",
     "--push.disable-consistency-check",
     "--trees",
     "--help",

@@ -29,7 +29,7 @@ const NEEDS_A_CLUSTER: How = How::NotRun("needs a cluster, and changes nothing t
 const CONTAINER_ENGINE: How = How::NotRun("needs a container engine");
 
 /// Every command of the documents. One that is not here fails the test, and one that no document has any more, too.
-const COMMANDS: [(&str, How); 57] = [
+const COMMANDS: [(&str, How); 58] = [
     ("amtool", How::RunBy("tests/alerts.rs", "\"check-config\"")),
     ("base64", PLAIN),
     ("buildah build", CONTAINER_ENGINE),
@@ -84,6 +84,7 @@ const COMMANDS: [(&str, How); 57] = [
     ("kubectl port-forward", NEEDS_A_CLUSTER),
     ("kubectl run", How::NotRun("needs a cluster with the image")),
     ("kubectl set", How::RunBy("tests/cluster/install.rs", "\"set\"")),
+    ("kubectl wait", How::RunBy("tests/cluster/steps/runs.rs", "\"wait\"")),
     ("lp-exporter measure", How::Parsed),
     ("lp-exporter plan", How::Parsed),
     ("lp-exporter retire", How::Parsed),
