@@ -562,9 +562,10 @@ fn labels_that_are_named_exist() {
     assert!(count >= 50, "only {count} labels were found");
 }
 
-/// promtool reads every query of the documents; those of the runbooks are read by `tests/alerts.rs` too.
+/// promtool reads every query of the documents, every rule and every scrape configuration; `tests/alerts.rs` reads those of
+/// the runbooks too.
 #[test]
-fn queries_are_queries() {
+fn prometheus_takes_queries_rules_and_configurations() {
     let mut rules = Vec::new();
     for (document, text) in documents() {
         for query in blocks(&text, "promql").iter().flat_map(|block| queries(block)) {
@@ -575,9 +576,25 @@ fn queries_are_queries() {
         }
     }
     assert!(rules.len() >= 45, "only {} queries were found", rules.len());
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
-    fs::write(file.path(), groups.to_string()).expect("it can be written");
+    let mut inputs = vec![(
+        "rules",
+        serde_json::json!({"groups": [{"name": "queries", "rules": rules}]}).to_string(),
+    )];
+    for (document, text) in documents() {
+        for block in blocks(&text, "yaml") {
+            let yaml: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{document}: {error}"));
+            if !yaml["groups"].is_null() {
+                inputs.push(("rules", block));
+            } else if !yaml["scrape_configs"].is_null() {
+                inputs.push(("config", block));
+            }
+        }
+    }
+    assert!(
+        inputs.len() >= 4,
+        "only {} blocks for Prometheus were found",
+        inputs.len()
+    );
     let folders = std::env::var("LP_EXPORTER_TEST_SERVERS").map_or(Vec::new(), |folder| {
         ["old", "new"]
             .map(|generation| PathBuf::from(&folder).join(generation))
@@ -587,20 +604,22 @@ fn queries_are_queries() {
     if programs.is_empty() {
         programs.push("promtool".into());
     }
-    for promtool in programs {
-        let Ok(output) = Command::new(&promtool)
-            .args(["check", "rules"])
-            .arg(file.path())
-            .output()
-        else {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    for (promtool, (kind, text)) in programs
+        .iter()
+        .flat_map(|one| inputs.iter().map(move |input| (one, input)))
+    {
+        fs::write(file.path(), text).expect("it can be written");
+        let Ok(output) = Command::new(promtool).args(["check", kind]).arg(file.path()).output() else {
             assert!(
                 std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
                 "queries are not tested: there is no {promtool:?}"
             );
             eprintln!("skipped the queries of the documents: there is no {promtool:?}");
-            continue;
+            return;
         };
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{promtool:?} check {kind}: {said}\n{text}");
     }
 }
 
