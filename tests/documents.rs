@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use lp_exporter::cli::Cli;
 use lp_exporter::deadlines::deadlines;
 use lp_exporter::exit::Exit;
@@ -30,10 +30,65 @@ use lp_measure::{FileSystem, Measurement, Method, State};
 use serde::Deserialize;
 use serde_yaml::Value;
 
+#[path = "documents/commands.rs"]
+mod commands;
+
 const METRICS: &str = "docs/metrics.md";
 const CONFIGURATION: &str = "docs/configuration.md";
 const MEASURE: &str = "docs/measure.md";
 const PLAN: &str = "docs/plan.md";
+const TROUBLESHOOTING: &str = "docs/troubleshooting.md";
+
+/// What a release has promised: the stable metrics with their labels. Nothing is ever taken out of this list, and nothing in
+/// it changes but in a major version.
+const PROMISED: [(&str, &[&str]); 2] = [
+    (
+        "local_volume_stats_capacity_bytes",
+        &[
+            "namespace",
+            "persistentvolumeclaim",
+            "persistentvolume",
+            "storageclass",
+            "node",
+        ],
+    ),
+    (
+        "local_volume_stats_used_bytes",
+        &[
+            "namespace",
+            "persistentvolumeclaim",
+            "persistentvolume",
+            "storageclass",
+            "node",
+        ],
+    ),
+];
+
+/// Labels that the program does not give: those of the Pushgateway and of a scrape, of the rules, and what becomes of ours
+/// without `honor_labels`. Others' metrics have their own.
+const OTHER_LABELS: [&str; 9] = [
+    "basis",
+    "cluster",
+    "exported_job",
+    "instance",
+    "job",
+    "label_team",
+    "metrics_path",
+    "pod",
+    "severity",
+];
+
+/// Flags of other programs, which the documents name: of kubelet, k3s, the Prometheus operator, a Pushgateway and cargo.
+const OTHER_FLAGS: [&str; 8] = [
+    "--bench",
+    "--default-local-storage-path",
+    "--hostname-override",
+    "--namespaces",
+    "--push.disable-consistency-check",
+    "--trees",
+    "--help",
+    "--version",
+];
 
 /// Variables with which a test speaks to a process that it starts: nobody else sets them.
 const INTERNAL_VARIABLES: [&str; 1] = ["LP_EXPORTER_TEST_CHILD_SERVER"];
@@ -86,6 +141,39 @@ fn families() {
             ["stable", "alpha"].contains(&row[6].as_str()),
             "the stability of {name}"
         );
+    }
+}
+
+/// Each family is since a release that the changelog has, and what was promised once is there with all its labels.
+#[test]
+fn releases_keep_what_they_promise() {
+    let number = |version: &str| -> Vec<u64> {
+        let parts = version.split('.').map(|part| part.parse().expect("a version"));
+        parts.collect()
+    };
+    let changelog = read("CHANGELOG.md");
+    let headings = changelog.lines().filter_map(|line| line.strip_prefix("## ["));
+    let releases: BTreeSet<&str> = headings.filter_map(|rest| rest.split(']').next()).collect();
+    let mut stable = BTreeSet::new();
+    for row in table(METRICS, "Families") {
+        let [name, since] = [0, 7].map(|column| row[column].trim_matches('`'));
+        assert!(
+            releases.contains(since),
+            "{name} is since {since}, which {releases:?} lacks"
+        );
+        assert!(
+            number(since) <= number(env!("CARGO_PKG_VERSION")),
+            "{name} is since a release to come"
+        );
+        if row[6] == "stable" {
+            stable.insert(name.to_owned());
+        }
+    }
+    let promised: BTreeSet<String> = PROMISED.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(stable, promised, "the stable metrics");
+    for (name, labels) in PROMISED {
+        let family = FAMILIES.iter().find(|family| family.name == name);
+        assert_eq!(family.map(|family| family.labels), Some(labels), "the labels of {name}");
     }
 }
 
@@ -178,6 +266,90 @@ fn exit_codes() {
         .map(|row| vec![row[0].clone()]);
     let expected = Exit::ALL.into_iter().map(|exit| vec![code(&exit.code().to_string())]);
     check_rows("exit codes", documented, expected);
+}
+
+/// Whoever looks for a state, a reason or an exit code finds where to look.
+#[test]
+fn troubleshooting_names_every_outcome() {
+    let first_cells = |heading: &str| -> BTreeSet<String> {
+        let rows = table(TROUBLESHOOTING, heading);
+        let cells = rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>().join(" ");
+        code_spans(&cells).map(str::to_owned).collect()
+    };
+    let codes = Exit::ALL.map(|exit| exit.code().to_string());
+    let skipped = SkipReason::ALL.iter().map(|reason| reason.as_str());
+    let states = State::ALL.iter().map(|state| state.as_str());
+    for (heading, expected) in [
+        ("A run ends with a code", codes.to_vec()),
+        (
+            "A node is missing",
+            NodeReason::ALL
+                .iter()
+                .map(|reason| reason.as_str().to_owned())
+                .collect(),
+        ),
+        (
+            "A volume has no number",
+            skipped.chain(states).map(str::to_owned).collect::<Vec<_>>(),
+        ),
+    ] {
+        let expected: BTreeSet<String> = expected.into_iter().collect();
+        assert_eq!(first_cells(heading), expected, "{TROUBLESHOOTING}: {heading}");
+    }
+}
+
+/// What the log is said to say, somebody says: the program, or what it is told, which `tests/push_faults.rs` compares with
+/// docs/pushgateway.md.
+#[test]
+fn messages_of_the_log_exist() {
+    let sources = files("rs").into_iter().filter(|path| path.starts_with("src/"));
+    let sources: String = sources.map(|path| read(&path)).collect();
+    // A text that goes on in the next line of the source.
+    let lines: Vec<&str> = sources.split("\\\n").map(str::trim_start).collect();
+    let said = format!("{}{}", lines.concat(), read("docs/pushgateway.md"));
+    let mut count = 0;
+    for (heading, column) in [
+        ("Nothing is in the Pushgateway", 0),
+        ("A run ends with a code", 1),
+        ("401, 403 and TLS", 0),
+    ] {
+        for row in table(TROUBLESHOOTING, heading) {
+            for message in code_spans(&row[column]).filter(|span| span.contains(' ') || heading.starts_with("401")) {
+                assert!(said.contains(message), "{TROUBLESHOOTING}: nobody says {message:?}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 15, "only {count} messages were found");
+}
+
+/// A pod that measures by hand may do what a worker may, and no more.
+#[test]
+fn the_pod_that_measures_may_do_what_a_worker_may() {
+    let text = read(MEASURE);
+    let block = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let pod: Value = serde_yaml::from_str(block.expect("a block of YAML")).expect("YAML");
+    let typed: Result<k8s_openapi::api::core::v1::Pod, _> = serde_yaml::from_value(pod.clone());
+    typed.expect("a pod");
+    let worker: Value = serde_yaml::from_str(&read("jobs/worker.yaml")).expect("YAML");
+    let (pod, worker) = (&pod["spec"], &worker["spec"]["template"]["spec"]);
+    for field in [
+        "restartPolicy",
+        "serviceAccountName",
+        "automountServiceAccountToken",
+        "tolerations",
+        "securityContext",
+    ] {
+        assert!(!worker[field].is_null(), "the template has no {field}");
+        assert_eq!(pod[field], worker[field], "{field}");
+    }
+    let (pod, worker) = (&pod["containers"][0], &worker["containers"][0]);
+    assert_eq!(pod["securityContext"], worker["securityContext"]);
+    assert_eq!(pod["volumeMounts"][0]["readOnly"], Value::Bool(true));
+    let arguments = pod["args"].as_sequence().into_iter().flatten();
+    let arguments = arguments.map(|one| one.as_str().expect("text"));
+    let parsed = Cli::try_parse_from(["lp-exporter"].into_iter().chain(arguments));
+    assert!(parsed.is_ok(), "{:?}", parsed.err());
 }
 
 #[test]
@@ -336,6 +508,217 @@ fn metrics_that_are_named_exist() {
             );
         }
     }
+}
+
+#[test]
+fn alerts_that_are_named_exist() {
+    let rules: String = files("yaml")
+        .into_iter()
+        .filter(|path| path.starts_with("alertmanager/rules/"))
+        .map(|path| read(&path))
+        .collect();
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let known: BTreeSet<&str> = alerts.collect();
+    let mut named = BTreeSet::new();
+    for (document, text) in documents() {
+        for word in words(&text) {
+            let rest = ["LocalVolume", "LpExporter"]
+                .iter()
+                .find_map(|prefix| word.strip_prefix(prefix));
+            if rest.is_some_and(|rest| !rest.is_empty()) {
+                assert!(
+                    known.contains(word),
+                    "{document} names the alert {word}, which no rule has"
+                );
+                named.insert(word.to_owned());
+            }
+        }
+    }
+    assert_eq!(named.len(), known.len(), "no document names some of {known:?}");
+}
+
+/// Labels that queries ask for are labels of a metric, or of whoever scrapes it.
+#[test]
+fn labels_that_are_named_exist() {
+    let families = FAMILIES.iter().chain(measure::FAMILIES);
+    let mut known: BTreeSet<&str> = families.flat_map(|family| family.labels.iter().copied()).collect();
+    known.extend(OTHER_LABELS);
+    let mut count = 0;
+    for (document, text) in documents() {
+        for query in text
+            .split("```promql\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+        {
+            for label in labels_in(query) {
+                assert!(
+                    known.contains(label),
+                    "{document} asks for the label {label}, which nothing has"
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 50, "only {count} labels were found");
+}
+
+/// promtool reads every query of the documents, every rule and every scrape configuration; `tests/alerts.rs` reads those of
+/// the runbooks too.
+#[test]
+fn prometheus_takes_queries_rules_and_configurations() {
+    let mut rules = Vec::new();
+    for (document, text) in documents() {
+        for query in blocks(&text, "promql").iter().flat_map(|block| queries(block)) {
+            rules.push(
+                serde_json::json!({"record": format!("query:{}", rules.len()), "expr": query,
+                "labels": {"document": document}}),
+            );
+        }
+    }
+    assert!(rules.len() >= 45, "only {} queries were found", rules.len());
+    let mut inputs = vec![(
+        "rules",
+        serde_json::json!({"groups": [{"name": "queries", "rules": rules}]}).to_string(),
+    )];
+    for (document, text) in documents() {
+        for block in blocks(&text, "yaml") {
+            let yaml: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{document}: {error}"));
+            if !yaml["groups"].is_null() {
+                inputs.push(("rules", block));
+            } else if !yaml["scrape_configs"].is_null() {
+                inputs.push(("config", block));
+            }
+        }
+    }
+    assert!(
+        inputs.len() >= 4,
+        "only {} blocks for Prometheus were found",
+        inputs.len()
+    );
+    let folders = std::env::var("LP_EXPORTER_TEST_SERVERS").map_or(Vec::new(), |folder| {
+        ["old", "new"]
+            .map(|generation| PathBuf::from(&folder).join(generation))
+            .into()
+    });
+    let mut programs: Vec<PathBuf> = folders.into_iter().map(|folder| folder.join("promtool")).collect();
+    if programs.is_empty() {
+        programs.push("promtool".into());
+    }
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    for (promtool, (kind, text)) in programs
+        .iter()
+        .flat_map(|one| inputs.iter().map(move |input| (one, input)))
+    {
+        fs::write(file.path(), text).expect("it can be written");
+        let Ok(output) = Command::new(promtool).args(["check", kind]).arg(file.path()).output() else {
+            assert!(
+                std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+                "queries are not tested: there is no {promtool:?}"
+            );
+            eprintln!("skipped the queries of the documents: there is no {promtool:?}");
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{promtool:?} check {kind}: {said}\n{text}");
+    }
+}
+
+/// The queries of a block: one begins with each line that is not indented and stands in no brackets.
+fn queries(block: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut depth = 0;
+    for line in block.lines() {
+        let is_new = depth == 0 && !line.starts_with(' ');
+        match found.last_mut().filter(|_| !is_new) {
+            Some(query) => *query = format!("{query}\n{line}"),
+            None => found.push(line.to_owned()),
+        }
+        depth += line.matches('(').count();
+        depth -= line.matches(')').count();
+    }
+    found
+}
+
+#[test]
+fn blocks_of_yaml_are_yaml() {
+    let mut count = 0;
+    for (document, text) in documents() {
+        for block in blocks(&text, "yaml") {
+            let read = serde_yaml::from_str::<Value>(&block);
+            assert!(read.is_ok(), "{document}: {}:\n{block}", read.expect_err("it is none"));
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "only {count} blocks were found");
+}
+
+/// Every field of the Job template that the controller keeps for itself is in the table.
+#[test]
+fn fields_that_are_the_controllers() {
+    let rows = table(CONFIGURATION, "The Job template");
+    let cells: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
+    let cells = cells.concat();
+    let mut count = 0;
+    for literal in read("src/kubernetes/job.rs").split('"').skip(1).step_by(2) {
+        let is_field = ["spec.", "metadata."].iter().any(|start| literal.starts_with(start))
+            && literal.chars().all(|c| c.is_ascii_alphabetic() || c == '.');
+        if is_field && literal != "metadata.name" && !literal.starts_with("spec.template") {
+            assert!(
+                cells.contains(&code(literal)),
+                "{CONFIGURATION} does not name {literal}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 6, "only {count} fields were found");
+}
+
+/// The labels that a query names: before `=` and `!` in braces, and in the brackets after `by`, `on` and the like.
+fn labels_in(query: &str) -> Vec<&str> {
+    let mut labels = Vec::new();
+    for inner in query.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+        // Values stand between quotes.
+        for outside in inner.split('"').step_by(2) {
+            labels.extend(words(outside).filter(|word| !word.is_empty()));
+        }
+    }
+    for keyword in ["by", "on", "ignoring", "without", "group_left", "group_right"] {
+        for (at, _) in query.match_indices(keyword) {
+            let before = query[..at].chars().next_back();
+            let Some(list) = query[at + keyword.len()..].trim_start().strip_prefix('(') else {
+                continue;
+            };
+            if before.is_none_or(|c| !(c.is_ascii_alphanumeric() || c == '_')) {
+                let list = list.split(')').next().unwrap_or_default();
+                labels.extend(words(list).filter(|word| !word.is_empty()));
+            }
+        }
+    }
+    labels
+}
+
+#[test]
+fn flags_that_are_named_exist() {
+    let command = Cli::command();
+    let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let ours: BTreeSet<String> = arguments
+        .filter_map(|one| Some(format!("--{}", one.get_long()?)))
+        .collect();
+    let mut others = BTreeSet::new();
+    for (document, text) in documents() {
+        for span in code_spans(&text).filter(|span| span.starts_with("--")) {
+            let flag = span.split(['=', ' ', '…']).next().unwrap_or(span);
+            if !ours.contains(flag) {
+                assert!(
+                    OTHER_FLAGS.contains(&flag),
+                    "{document} names {flag}, which nobody knows"
+                );
+                others.insert(flag.to_owned());
+            }
+        }
+    }
+    let listed: BTreeSet<String> = OTHER_FLAGS.map(str::to_owned).into();
+    assert_eq!(others, listed, "no document names some of these any more");
 }
 
 #[test]
@@ -677,6 +1060,31 @@ fn files(extension: &str) -> Vec<String> {
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let starts = text.match_indices("](").map(|(at, found)| at + found.len());
     starts.filter_map(|start| text[start..].split([')', '\n']).next())
+}
+
+/// The blocks of a language in a text, those in lists without their indentation.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}");
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(opening) = lines.find(|line| line.trim() == fence) {
+        let indentation = opening.len() - fence.len();
+        let block = lines.by_ref().take_while(|line| line.trim() != "```");
+        found.push(
+            block
+                .map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default()))
+                .collect(),
+        );
+    }
+    found
+}
+
+/// What stands between backquotes in a text, outside of blocks.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
+    let outside = text.split("```").step_by(2);
+    // A line break does not end one, an empty line does.
+    let paragraphs = outside.flat_map(|part| part.split("\n\n"));
+    paragraphs.flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2))
 }
 
 /// The anchors that headings get: lower case, blanks as hyphens, nothing but letters, digits, hyphens and underscores.

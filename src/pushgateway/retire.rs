@@ -110,11 +110,11 @@ pub fn is_own_job(job: &str) -> bool {
     [CONTROLLER_JOB, WORKER_JOB, REPORT_JOB, SUCCESS_JOB].contains(&job)
 }
 
-/// Whether a job has a name that the Python exporter used, which came before: `projectbeta`, and `<node>_usage_metrics` for
-/// each node. Others may use such names, too.
+/// Whether a job has a name that the Python exporter used, which came before: `capacity_metrics`, which was `projectbeta` at
+/// first, and `<node>_usage_metrics` for each node. Others may use such names, too.
 #[must_use]
 pub fn is_job_of_the_python_exporter(job: &str) -> bool {
-    job == "projectbeta" || job.ends_with("_usage_metrics")
+    ["capacity_metrics", "projectbeta"].contains(&job) || job.ends_with("_usage_metrics")
 }
 
 #[cfg(test)]
@@ -292,6 +292,7 @@ mod tests {
         for (job, own, python) in [
             ("lp-exporter", true, false),
             ("lp-exporter-job", true, false),
+            ("capacity_metrics", false, true),
             ("projectbeta", false, true),
             ("node-1_usage_metrics", false, true),
             ("backup", false, false),
