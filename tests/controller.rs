@@ -1157,7 +1157,7 @@ scenarios! {
         ..EARLY
     };
 
-    /// Version 0.1 did not say whose its groups are.
+    /// It may be anybody's.
     groups_of_nobody_in_our_place: Case {
         prepare: |stage| {
             for node in ["node-2", "node-9"] {

@@ -22,7 +22,7 @@ pub struct Group {
     pub push_time_seconds: f64,
     /// When the run began that pushed it, by the controller's clock, in seconds since 1970, if it says so.
     pub run_start_seconds: Option<f64>,
-    /// Whose it is, if it says so: version 0.1 does not, nor do other programs.
+    /// Whose it is, if it says so: other programs do not.
     pub owner: Option<Owner>,
     /// The PersistentVolumes that a worker said it had no time for: on a disk that hangs, above all.
     pub timed_out_volumes: Vec<String>,

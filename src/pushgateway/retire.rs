@@ -43,7 +43,7 @@ pub fn groups_of_others<'g>(groups: &'g [Group], ours: Ours<'_>) -> Vec<(Groupin
         .iter()
         .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
         .filter(|(key, group)| ours.is_our_key(key) && !ours.is_ours(group))
-        // Version 0.1 did not say whose its groups are: what it left at our place is taken over, and never deleted.
+        // One that does not say whose it is, is nobody's: at our place it is taken over, and it is never deleted.
         .filter_map(|(key, group)| Some((key, group.owner.as_ref()?)))
         .collect()
 }
