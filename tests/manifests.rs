@@ -4,8 +4,11 @@
 //! it is compared with what kustomize makes now, and with a cluster it is tried there: `manifests/server.rs`. What is missing
 //! is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a failure.
 
+#[path = "manifests/retire.rs"]
+mod retire;
 #[path = "manifests/server.rs"]
 mod server;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

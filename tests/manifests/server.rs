@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use serde_yaml::Value;
 
+use super::retire::pipeline;
 use super::{
     INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, copy_of_the_manifests, has_kubectl, kubectl, list_mut, objects, one,
     overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
@@ -371,6 +373,7 @@ fn overlays_come_and_go() {
     for overlay in &overlays {
         apply_twice(&["-f", &rendered(overlay)]);
     }
+    the_job_that_retires_is_taken();
     let [others @ .., last] = overlays.as_slice() else {
         panic!("there are no overlays");
     };
@@ -396,6 +399,22 @@ fn overlays_come_and_go() {
     assert!(!left().is_empty());
     kubectl(&["delete", "-f", &alone, "--timeout=120s"]).expect("it goes");
     nothing_is_left();
+}
+
+/// The pipeline by which docs/install.md takes groups away makes a Job of the CronJob. Nobody waits for its log: a pod needs
+/// the image.
+fn the_job_that_retires_is_taken() {
+    let pipeline = pipeline();
+    let lines = pipeline.lines().filter(|line| !line.starts_with("kubectl logs"));
+    let script: Vec<_> = lines.collect();
+    let output = Command::new("sh")
+        .args(["-euc", &script.join("\n")])
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let arguments = "-o=jsonpath={.spec.template.spec.containers[0].args}";
+    let made = kubectl(&["get", "job", "-n", NAMESPACE, "retire", arguments]).expect("the Job");
+    assert_eq!(made, r#"["retire","--match","cluster=a","--dry-run"]"#);
 }
 
 /// What an overlay makes that stays when the namespace goes, as `kind/name`.
