@@ -268,12 +268,16 @@ fn the_admission_policy_is_enforced() {
             ),
         ),
         (
-            "below /bases only",
+            "as a whole and below /bases only",
             in_container(&["volumeMounts", "1", "mountPath"], "/etc/pushgateway"),
         ),
         (
-            "below /bases only",
+            "as a whole and below /bases only",
             in_container(&["volumeMounts", "1", "mountPath"], "/bases/../etc"),
+        ),
+        (
+            "as a whole and below /bases only",
+            in_container(&["volumeMounts", "1", "subPath"], "made-by-kubelet"),
         ),
         ("files below /etc only", file("/bases/0/secret")),
         ("files below /etc only", file("bases/0/secret")),
