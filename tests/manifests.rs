@@ -34,6 +34,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
+use support::real_pushgateway::{Server, free_address, pushgateways};
+
 const INSTALL: &str = "docs/install.md";
 const NAMESPACE: &str = "lp-exporter";
 /// The Secrets that people make themselves: docs/install.md says how.
@@ -265,8 +267,8 @@ fn template_of(component: &str) -> String {
 
 /// The stack to try goes with a password too: its Prometheus has the same configuration with what TLS adds, and the files
 /// that this names.
-#[test]
-fn the_stack_to_try_can_have_a_password() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stack_to_try_can_have_a_password() {
     if !has_kubectl() {
         return skip("the stack to try with a password", "kubectl is not on the PATH");
     }
@@ -306,25 +308,71 @@ fn the_stack_to_try_can_have_a_password() {
         );
     }
 
+    scrapes_with_a_password(&text).await;
+}
+
+/// A real Prometheus with this configuration scrapes a real Pushgateway, with the Secrets that docs/install.md makes, and
+/// not with another password.
+async fn scrapes_with_a_password(configuration: &str) {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let here = folder.path().to_str().expect("text");
-    for name in ["ca.crt", "password"] {
-        fs::write(folder.path().join(name), "").expect("it can be written to");
+    let Some(script) = secrets_script() else {
+        return;
+    };
+    let output = Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(folder.path())
+        .output();
+    assert!(output.expect("a shell").status.success());
+    let web = format!("--web.config.file={}", folder.path().join("web.yml").display());
+    // An error says that another test was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build();
+    let client = client.expect("plain http needs no certificates");
+    for (prometheus, program) in servers("prometheus").into_iter().zip(pushgateways()) {
+        let gateway = Server::start(&program, &[&web]).await;
+        for (password, expected) in [("password", "1"), ("ca.crt", "0")] {
+            let here = folder.path().to_str().expect("text");
+            let configuration = configuration
+                .replace("/etc/pushgateway/password", &format!("{here}/{password}"))
+                .replace("/etc/pushgateway", here)
+                .replace("pushgateway:9091", &gateway.address.to_string())
+                .replace("_interval: 15s", "_interval: 1s")
+                .replace("rule_files:\n- /etc/prometheus-rules/*.yaml\n", "");
+            let file = folder.path().join("prometheus.yml");
+            fs::write(&file, configuration).expect("it can be written to");
+            let address = free_address();
+            let process = Command::new(&prometheus)
+                .arg(format!("--config.file={}", file.display()))
+                .arg(format!("--web.listen-address={address}"))
+                .arg(format!("--storage.tsdb.path={here}/{password}-data"))
+                .stderr(Stdio::null())
+                .spawn();
+            let _process = Ended(process.expect("a Prometheus"));
+            let query = format!("http://{address}/api/v1/query?query=up%7Bjob=%22pushgateway%22%7D");
+            let began = std::time::Instant::now();
+            loop {
+                let answer = match client.get(&query).send().await {
+                    Ok(answer) => answer.text().await.unwrap_or_default(),
+                    Err(error) => error.to_string(),
+                };
+                if answer.contains(&format!(",\"{expected}\"]")) {
+                    break;
+                }
+                assert!(began.elapsed() < Duration::from_secs(60), "with {password}: {answer}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
     }
-    fs::write(
-        folder.path().join("prometheus.yml"),
-        text.replace("/etc/pushgateway", here),
-    )
-    .expect("it can be written");
-    for promtool in servers("promtool") {
-        let file = folder.path().join("prometheus.yml");
-        let output = Command::new(&promtool)
-            .args(["check", "config", "--syntax-only"])
-            .arg(file)
-            .output();
-        let output = output.expect("it runs");
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "{}: {said}", promtool.display());
+}
+
+/// A process that ends with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -413,17 +461,9 @@ fn the_document_shows_overlays_that_build() {
 /// The commands that make certificates and a password do, and servers of both generations take what they make.
 #[test]
 fn the_document_makes_secrets() {
-    let has = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
-    if !has("openssl", "version") || !has("htpasswd", "-h") {
-        return skip(
-            "the commands that make Secrets",
-            "openssl and htpasswd are not on the PATH",
-        );
-    }
-    let script = blocks("sh")
-        .into_iter()
-        .find(|block| block.contains("htpasswd"))
-        .expect("a block");
+    let Some(script) = secrets_script() else {
+        return;
+    };
     let folder = tempfile::tempdir().expect("a temporary directory");
     let in_folder = |program: &Path, arguments: &[&str]| {
         let output = Command::new(program)
@@ -446,6 +486,20 @@ fn the_document_makes_secrets() {
     for promtool in servers("promtool") {
         in_folder(&promtool, &["check", "web-config", "web.yml"]);
     }
+}
+
+/// The commands that make certificates and a password, where the programs for them are.
+fn secrets_script() -> Option<String> {
+    let has = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
+    if !has("openssl", "version") || !has("htpasswd", "-h") {
+        skip(
+            "the commands that make Secrets",
+            "openssl and htpasswd are not on the PATH",
+        );
+        return None;
+    }
+    let script = blocks("sh").into_iter().find(|block| block.contains("htpasswd"));
+    Some(script.expect("a block"))
 }
 
 /// Every kind of object that stays when the namespace goes is in the commands that remove by label.
