@@ -87,7 +87,7 @@ fn every_threshold_is_tested() {
             count += 1;
         }
     }
-    assert!(count >= 13, "only {count} thresholds were found");
+    assert!(count >= 14, "only {count} thresholds were found");
 }
 
 /// Whether every test that loads a rule file passes with another text of it. Those that take long come last, but for what
@@ -122,8 +122,13 @@ fn passes_with(promtool: &Path, file: &str, text: &str, is_prediction: bool) -> 
 #[test]
 fn every_join_is_by_cluster_too() {
     let mut count = 0;
+    let mut found = BTreeSet::new();
     for (file, rule) in rules() {
         let expression = rule["expr"].as_str().expect("a rule has an expression");
+        let expression = WITHOUT_CLUSTER.iter().fold(expression.to_owned(), |text, (part, _)| {
+            found.extend(text.contains(part).then_some(*part));
+            text.replace(part, "")
+        });
         for word in ["by (", "on ("] {
             for (at, _) in expression.match_indices(word) {
                 let labels = expression[at + word.len()..].split(')').next().unwrap_or_default();
@@ -139,7 +144,20 @@ fn every_join_is_by_cluster_too() {
         }
     }
     assert!(count > 30, "only {count} were looked at");
+    assert_eq!(found.len(), WITHOUT_CLUSTER.len(), "an exception of nothing: {found:?}");
 }
+
+/// Where the cluster is left out, and why.
+const WITHOUT_CLUSTER: [(&str, &str); 2] = [
+    (
+        "unless on (namespace, persistentvolumeclaim)\nkubelet_volume_stats_capacity_bytes{instance!=\"\",cluster=\"\"}",
+        "kubelet's series have no cluster, and ours may have one",
+    ),
+    (
+        "max by (namespace, persistentvolumeclaim) (kubelet_volume_stats_capacity_bytes{instance!=\"\",cluster!=\"\"})",
+        "kubelet's series have a cluster, and ours may have none",
+    ),
+];
 
 #[test]
 fn rules_name_metrics_that_exist() {
@@ -251,102 +269,437 @@ fn the_list_of_alerts_agrees_with_the_rules() {
     }
 }
 
-/// What runbooks and the page on alerts tell people to run: lp-exporter's subcommands and flags exist, and promtool reads
-/// every query.
+/// Every query of a runbook finds something, where every family is there with all of its labels: so its metrics and labels
+/// exist, and those that it asks for belong together.
 #[test]
-fn commands_and_queries_of_runbooks_exist() {
-    let mut pages = files(RUNBOOKS, "md");
-    pages.push("docs/alerts.md".to_owned());
-    let command = Cli::command();
-    let mut commands = 0;
-    let mut queries = Vec::new();
-    for page in &pages {
-        let text = read(page);
-        for (language, block) in code_blocks(&text) {
-            match language {
-                "promql" => queries.push((page, block)),
-                "sh" => commands += check_commands(page, &block, &command),
-                "yaml" | "text" => {}
-                other => panic!("{page} has a block of {other:?}"),
+fn queries_of_runbooks_find_something() {
+    let queries: Vec<(String, String)> = pages()
+        .into_iter()
+        .flat_map(|page| {
+            let text = read(&page);
+            let blocks = code_blocks(&text).into_iter();
+            let queries = blocks.filter(|(language, _)| *language == "promql");
+            queries.map(|(_, query)| (page.clone(), query)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(queries.len() >= 10, "only {} queries were found", queries.len());
+    for (page, query) in &queries {
+        // What is grouped by is not missed where it is not there.
+        for (at, word) in query.match_indices("by (") {
+            let labels = query[at + word.len()..].split(')').next().unwrap_or_default();
+            for label in labels.split(',').map(str::trim) {
+                let is_known = FAMILIES.iter().any(|family| family.labels.contains(&label));
+                assert!(is_known || label == "cluster", "{page} groups by {label}: {query}");
             }
         }
-        for flag in words_with_hyphens(&text).filter(|word| word.starts_with("--")) {
-            let is_ours = command
-                .get_subcommands()
-                .flat_map(clap::Command::get_arguments)
-                .any(|argument| argument.get_long() == flag.strip_prefix("--"));
-            assert!(
-                is_ours || OTHER_FLAGS.contains(&flag),
-                "{page} names {flag}, which nobody knows"
-            );
-        }
     }
-    assert!(commands >= 5, "only {commands} commands of lp-exporter were found");
-    assert!(queries.len() >= 10, "only {} queries were found", queries.len());
-    let rules: Vec<Json> = queries
-        .iter()
-        .enumerate()
-        .map(|(index, (_, query))| serde_json::json!({"record": format!("query:{index}"), "expr": query}))
-        .collect();
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
-    fs::write(file.path(), groups.to_string()).expect("it can be written");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let test = |queries: &[(String, String)]| {
+        let rules: Vec<String> = yaml_files(RULES)
+            .iter()
+            .map(|file| root().join(file).display().to_string())
+            .collect();
+        let expected: Vec<Json> = queries
+            .iter()
+            .map(|(_, query)| {
+                serde_json::json!({
+                    "expr": format!("count({query}) > bool 0"), "eval_time": "30m",
+                    "exp_samples": [{"labels": "{}", "value": 1}],
+                })
+            })
+            .collect();
+        // The thresholds and what the alerts have in common come before what asks for them.
+        let groups = [
+            "lp-exporter-thresholds",
+            "lp-exporter-node-thresholds",
+            "lp-exporter-records",
+        ];
+        let text = serde_json::json!({
+            "rule_files": rules, "evaluation_interval": "1m", "group_eval_order": groups,
+            "tests": [{"interval": "1m", "input_series": everything(), "promql_expr_test": expected}],
+        });
+        write(&folder, "queries.yaml", &text.to_string())
+    };
+    let file = test(&queries);
     for [promtool] in servers(["promtool"]) {
-        succeeds(Command::new(&promtool).args(["check", "rules"]).arg(file.path()));
+        succeeds(Command::new(&promtool).args(["test", "rules"]).arg(&file));
+    }
+    // A label that its metric has not is noticed.
+    let wrong = (
+        "a test".to_owned(),
+        "local_volume_scan_state{claim=\"CLAIM\"}".to_owned(),
+    );
+    let file = test(&[wrong]);
+    for [promtool] in servers(["promtool"]) {
+        let output = Command::new(&promtool).args(["test", "rules"]).arg(&file).output();
+        assert!(!output.expect("promtool runs").status.success());
     }
 }
 
-/// Flags of kubectl, du, findmnt and others that the pages use.
-const OTHER_FLAGS: [&str; 14] = [
-    "--all-namespaces",
-    "--field-selector",
-    "--follow",
-    "--from",
-    "--inodes",
-    "--max-depth",
-    "--prefix",
-    "--prune",
-    "--selector",
-    "--sort-by",
-    "--tail",
-    "--target",
-    "--test",
-    "--vacuum-size",
-];
+/// A series of each family in each of our jobs, with the words that runbooks have in the places of names. What keeps
+/// alerts away is not there.
+fn everything() -> Vec<Json> {
+    let families = FAMILIES
+        .iter()
+        .filter(|family| family.name != "local_volume_alert_disabled");
+    let ours = families.flat_map(|family| {
+        let labels: String = family
+            .labels
+            .iter()
+            .map(|label| {
+                let value = match (*label, family.name) {
+                    ("namespace", _) => "NAMESPACE",
+                    ("persistentvolumeclaim", _) => "CLAIM",
+                    ("persistentvolume", _) => "PV",
+                    ("node", _) => "NODE",
+                    ("phase", _) => "Bound",
+                    ("state", _) => "complete",
+                    ("reason", "local_volume_info") => "",
+                    ("reason", _) => "not_delivered",
+                    _ => "any",
+                };
+                format!(",{label}=\"{value}\"")
+            })
+            .collect();
+        let value = match family.name {
+            "lp_exporter_interval_seconds" => "300x60",
+            name if name.contains("timestamp") => "1+60x60",
+            _ => "1x60",
+        };
+        [
+            "lp-exporter",
+            "lp-exporter-job",
+            "lp-exporter-run",
+            "lp-exporter-success",
+        ]
+        .map(|job| {
+            let series = format!("{}{{job=\"{job}\",cluster=\"CLUSTER\"{labels}}}", family.name);
+            serde_json::json!({"series": series, "values": value})
+        })
+    });
+    let pushed = "push_time_seconds{job=\"lp-exporter-job\",cluster=\"CLUSTER\",node=\"NODE\"}";
+    ours.chain([serde_json::json!({"series": pushed, "values": "1+60x60"})])
+        .collect()
+}
 
-/// Looks at every command of lp-exporter in a block of shell, and counts them.
-fn check_commands(page: &str, block: &str, command: &clap::Command) -> usize {
-    let joined = block.replace("\\\n", " ");
-    let mut count = 0;
-    for line in joined.lines() {
-        for call in line.split(['|', ';']) {
-            let Some(arguments) = call.trim().strip_prefix("lp-exporter ") else {
-                continue;
-            };
-            let mut arguments = arguments.split_whitespace();
-            let name = arguments.next().unwrap_or_default();
-            let subcommand = command.find_subcommand(name);
-            let subcommand = subcommand.unwrap_or_else(|| panic!("{page}: lp-exporter has no {name:?}"));
-            for flag in arguments.filter_map(|argument| argument.strip_prefix("--")) {
-                let (flag, value) = flag
-                    .split_once('=')
-                    .map_or((flag, None), |(flag, value)| (flag, Some(value)));
-                let known = subcommand.get_arguments().find(|one| one.get_long() == Some(flag));
-                let known = known.unwrap_or_else(|| panic!("{page}: lp-exporter {name} has no --{flag}"));
-                let values: Vec<String> = known
-                    .get_possible_values()
-                    .iter()
-                    .map(|value| value.get_name().to_owned())
-                    .collect();
-                assert!(
-                    value.is_none_or(|value| values.is_empty() || values.iter().any(|one| one == value)),
-                    "{page}: --{flag} takes {values:?}"
-                );
+/// What runbooks and the page on alerts tell people to run: lp-exporter takes its commands as they stand, and the flags of
+/// kubectl and of others are in their own help.
+#[test]
+fn commands_of_runbooks_exist() {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut helps = BTreeMap::new();
+    let has_kubectl = help_of(&mut helps, "kubectl", "options").is_some();
+    if !has_kubectl {
+        let word = "skipped the flags of kubectl in runbooks: kubectl is not on the PATH";
+        assert!(!is_all_required(), "{word}");
+        eprintln!("{word}");
+    }
+    for page in pages() {
+        for call in calls_of(&page) {
+            let program = call[0].as_str();
+            *counts.entry(program.to_owned()).or_default() += 1;
+            match program {
+                "lp-exporter" => {
+                    let parsed = Cli::command().try_get_matches_from(&call);
+                    assert!(parsed.is_ok(), "{page}: {call:?}: {}", parsed.expect_err("it is none"));
+                }
+                "kubectl" if has_kubectl => check_kubectl(&page, &call, &mut helps),
+                "kubectl" | "make" => {}
+                _ => {
+                    let (_, flags) = OTHERS
+                        .iter()
+                        .find(|(other, _)| *other == program)
+                        .unwrap_or_else(|| panic!("{page} runs {program}, which nobody knows: {call:?}"));
+                    for flag in long_flags(&call) {
+                        assert!(flags.contains(&flag.as_str()), "{page}: does {program} know {flag}?");
+                        let help = help_of(&mut helps, program, "");
+                        assert!(
+                            help.is_none_or(|help| help.contains(&flag)),
+                            "{page}: {program} has no {flag}"
+                        );
+                    }
+                }
             }
-            count += 1;
         }
     }
-    count
+    assert!(counts["lp-exporter"] >= 5 && counts["kubectl"] >= 25, "{counts:?}");
+    // What is looked for can fail.
+    assert!(
+        Cli::command()
+            .try_get_matches_from(["lp-exporter", "measure", "--no-such", "/"])
+            .is_err()
+    );
+    if has_kubectl {
+        let help = help_of(&mut helps, "kubectl", "logs").expect("a help");
+        assert!(has_flag(&help, "--tail") && !has_flag(&help, "--tai") && !has_flag(&help, "--no-such"));
+    }
+}
+
+/// Other programs that runbooks run, with the long flags that they may have. Those that are on the PATH are asked, too.
+const OTHERS: [(&str, &[&str]); 17] = [
+    ("amtool", &[]),
+    ("crictl", &["--prune"]),
+    ("curl", &[]),
+    ("dmesg", &[]),
+    ("du", &["--inodes", "--max-depth"]),
+    ("e2fsck", &[]),
+    ("findmnt", &["--target"]),
+    ("grep", &[]),
+    ("iostat", &[]),
+    ("journalctl", &["--vacuum-size"]),
+    ("promtool", &[]),
+    ("sed", &[]),
+    ("sleep", &[]),
+    ("smartctl", &[]),
+    ("sort", &[]),
+    ("tail", &[]),
+    ("xfs_repair", &[]),
+];
+
+/// The subcommand exists, and it or all of kubectl has the flags.
+fn check_kubectl(page: &str, call: &[String], helps: &mut BTreeMap<String, Option<String>>) {
+    let name = call.get(1).map(String::as_str).unwrap_or_default();
+    let name = match (name, call.get(2).map(String::as_str)) {
+        ("create", Some("job")) => "create job",
+        _ => name,
+    };
+    let general = help_of(helps, "kubectl", "options").unwrap_or_default();
+    let help = help_of(helps, "kubectl", name);
+    let help = help.unwrap_or_else(|| panic!("{page}: kubectl has no {name:?}"));
+    let short = call
+        .iter()
+        .filter(|word| word.len() == 2 && word.starts_with('-') && *word != "--");
+    for flag in long_flags(call).iter().chain(short) {
+        assert!(
+            has_flag(&help, flag) || has_flag(&general, flag),
+            "{page}: kubectl {name} has no {flag}: {call:?}"
+        );
+    }
+}
+
+/// Whether a help of kubectl lists a flag: `    -n, --namespace='':`.
+fn has_flag(help: &str, flag: &str) -> bool {
+    let mut lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    lines.any(|line| {
+        let mut names = line
+            .split(", ")
+            .map(|name| name.split(['=', ':']).next().unwrap_or_default());
+        names.any(|name| name == flag)
+    })
+}
+
+/// What a program says of itself or of a subcommand, asked once. None where there is no such program or subcommand.
+fn help_of(known: &mut BTreeMap<String, Option<String>>, program: &str, subcommand: &str) -> Option<String> {
+    let ask = || {
+        // kubectl lists the flags of all subcommands as one that takes no flag.
+        let help = (subcommand != "options").then_some("--help");
+        let words = subcommand.split_whitespace().chain(help);
+        let output = Command::new(program).args(words).output().ok()?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // One that it does not know is answered with its general help.
+        let is_known = output.status.success() && (program != "kubectl" || !text.starts_with("kubectl controls"));
+        is_known.then_some(text)
+    };
+    let entry = known.entry(format!("{program} {subcommand}"));
+    entry.or_insert_with(ask).clone()
+}
+
+fn long_flags(call: &[String]) -> Vec<String> {
+    let flags = call.iter().filter(|word| word.starts_with("--") && word.len() > 2);
+    flags
+        .map(|word| word.split('=').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// The runbooks, and the page on alerts.
+fn pages() -> Vec<String> {
+    let mut pages = files(RUNBOOKS, "md");
+    pages.push("docs/alerts.md".to_owned());
+    pages
+}
+
+/// The programs that a page tells people to run, with their arguments: in blocks of shell, and in the running text where a
+/// span of code begins with a program and goes on.
+fn calls_of(page: &str) -> Vec<Vec<String>> {
+    let text = read(page);
+    let mut calls = Vec::new();
+    for (language, block) in code_blocks(&text) {
+        match language {
+            "sh" => calls.extend(calls_in(&block)),
+            "promql" | "yaml" | "text" => {}
+            other => panic!("{page} has a block of {other:?}"),
+        }
+    }
+    let mut is_code = false;
+    let prose: Vec<&str> = text
+        .lines()
+        .filter(|line| {
+            is_code ^= line.starts_with("```");
+            !is_code
+        })
+        .collect();
+    let programs = OTHERS.map(|(program, _)| program);
+    for span in prose.join("\n").split('`').skip(1).step_by(2) {
+        let is_call = span
+            .split_once(' ')
+            .is_some_and(|(first, _)| programs.contains(&first) || ["kubectl", "lp-exporter"].contains(&first));
+        if is_call {
+            calls.extend(calls_in(&span.replace('\n', " ")));
+        }
+    }
+    calls
+}
+
+/// The words of each command of a script: quotes are taken away, and what `$(…)` would give stays as it is.
+fn calls_in(script: &str) -> Vec<Vec<String>> {
+    let mut calls = vec![Vec::new()];
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut depth = 0;
+    for c in script.replace("\\\n", " ").chars() {
+        match c {
+            _ if quote == Some(c) => quote = None,
+            '\'' | '"' if quote.is_none() => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            '(' | ')' if quote.is_none() => {
+                depth += if c == '(' { 1 } else { -1 };
+                word.get_or_insert_default().push(c);
+            }
+            _ if quote.is_some() || depth > 0 => word.get_or_insert_default().push(c),
+            ' ' | '\n' | '|' | ';' | '&' => {
+                let call = calls.last_mut().expect("there is always one");
+                call.extend(word.take());
+                if c != ' ' {
+                    calls.push(Vec::new());
+                }
+            }
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    assert!(
+        quote.is_none() && depth == 0,
+        "what is opened is not closed in: {script}"
+    );
+    calls.last_mut().expect("there is always one").extend(word);
+    calls.retain(|call| !call.is_empty());
+    calls
+}
+
+/// The changes that the page on alerts describes do what it says, to the files as they are.
+#[test]
+fn changes_that_the_page_describes_work() {
+    let page = read("docs/alerts.md");
+    let scripts: Vec<String> = code_blocks(&page)
+        .into_iter()
+        .filter(|(language, block)| *language == "sh" && block.contains("sed -i"))
+        .map(|(_, block)| block)
+        .collect();
+    let changed = |script: &str| -> BTreeMap<String, String> {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        copy_folder(&root().join("alertmanager"), &folder.path().join("alertmanager"));
+        fs::copy(root().join("Makefile"), folder.path().join("Makefile")).expect("it can be copied");
+        succeeds(Command::new("sh").args(["-euc", script]).current_dir(folder.path()));
+        let rules = yaml_files(RULES).into_iter();
+        let objects = rules.clone().map(|file| {
+            let name = Path::new(&file).file_stem().expect("a name").to_string_lossy();
+            format!("alertmanager/prometheus-operator/{name}/rule.yaml")
+        });
+        let files: Vec<String> = rules.chain(objects).collect();
+        let text = |file: &String| fs::read_to_string(folder.path().join(file)).expect("it is there");
+        files.iter().map(|file| (file.clone(), text(file))).collect()
+    };
+    let [addresses, threshold] = scripts.as_slice() else {
+        panic!("the page describes other changes: {scripts:?}");
+    };
+    for (file, text) in changed(addresses) {
+        assert!(
+            !text.contains("lp-exporter.example") && !text.contains("grafana.example/"),
+            "{file}"
+        );
+        let links = text
+            .matches("https://git.example.com/lp-exporter/blob/main/docs/runbooks/")
+            .count();
+        assert_eq!(links, read(&file).matches("runbook_url").count(), "{file}");
+    }
+    for (file, text) in changed(threshold) {
+        let before = read(&file);
+        let pairs = before.lines().zip(text.lines());
+        let differences: Vec<_> = pairs.filter(|(before, after)| before != after).collect();
+        let expected: &[(&str, &str)] = match file.contains("volumes") {
+            true => &[("expr: vector(0.80)", "expr: vector(0.75)")],
+            false => &[],
+        };
+        let differences: Vec<_> = differences
+            .iter()
+            .map(|(before, after)| (before.trim(), after.trim()))
+            .collect();
+        assert_eq!(differences, expected, "{file}");
+    }
+    // For each threshold of the table the same command would do: its value stands in the line below its name.
+    for (file, rule) in rules() {
+        let Some(name) = rule["record"].as_str().filter(|name| name.ends_with(":threshold")) else {
+            continue;
+        };
+        let text = read(&file);
+        let mut lines = text.lines().skip_while(|line| !line.ends_with(name));
+        let value = lines.nth(1).unwrap_or_default().trim();
+        assert!(
+            value.starts_with("expr: vector(") && value.ends_with(')'),
+            "{name}: {value}"
+        );
+    }
+}
+
+/// Every threshold stands in a group of thresholds, and no alert compares with a number of its own, but for what is no
+/// matter of taste.
+#[test]
+fn thresholds_stand_in_one_place() {
+    // Something or nothing, a flag, and all of a capacity.
+    const NUMBERS: [&str; 2] = ["0", "1"];
+    for file in yaml_files(RULES) {
+        let text: Value = serde_yaml::from_str(&read(&file)).expect("YAML");
+        let groups = text["groups"].as_sequence().expect("groups");
+        for (index, group) in groups.iter().enumerate() {
+            for rule in group["rules"].as_sequence().expect("rules") {
+                let name = rule["record"].as_str().unwrap_or_default();
+                assert!(
+                    index == 0 || !name.ends_with(":threshold"),
+                    "{file}: {name} is not in the first group"
+                );
+                let expression = rule["expr"].as_str().expect("an expression");
+                for (at, sign) in expression.match_indices(['<', '>', '=']) {
+                    let rest = expression[at + sign.len()..].trim_start_matches(['=', ' ']);
+                    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+                    let number = &rest[..end.unwrap_or(rest.len())];
+                    assert!(
+                        number.is_empty() || NUMBERS.contains(&number),
+                        "{file}: {number} is a threshold of its own in {expression}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What the page on alerts has Prometheus drop of a namespace are the series that `plan` would drop of its claims.
+#[test]
+fn dropping_by_namespace_is_dropping_by_claim() {
+    let page = read("docs/alerts.md");
+    let blocks = code_blocks(&page).into_iter();
+    let mut blocks = blocks.filter(|(language, block)| *language == "yaml" && block.contains("metric_relabel_configs"));
+    let (_, block) = blocks.next().expect("the page shows how");
+    let of_namespace: Value = serde_yaml::from_str(&block).expect("YAML");
+    let printed = relabeling(&["--claim-namespace", "shop"]);
+    let printed = printed.split("---\n").next().unwrap_or_default();
+    let of_claims: Value = serde_yaml::from_str(printed).expect("YAML");
+    let regex = |rules: &Value| text_of(&rules["metric_relabel_configs"][0]["regex"]);
+    let (of_claims, claims) = regex(&of_claims)
+        .rsplit_once(';')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("two");
+    assert_eq!(regex(&of_namespace), of_claims, "without {claims}");
 }
 
 #[test]
@@ -1081,11 +1434,14 @@ fn servers<const N: usize>(names: [&str; N]) -> Vec<[PathBuf; N]> {
             "skipped a test of the alerts: put {} into old/ and new/ of $LP_EXPORTER_TEST_SERVERS or on the PATH",
             names.join(" and ")
         );
-        let required = std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
-        assert!(!required, "{word}");
+        assert!(!is_all_required(), "{word}");
         eprintln!("{word}");
     }
     found
+}
+
+fn is_all_required() -> bool {
+    std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL").is_some_and(|value| value == "1")
 }
 
 #[track_caller]
@@ -1184,9 +1540,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
 }
 
-fn words_with_hyphens(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter(|word| !word.trim_start_matches('-').is_empty())
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 fn text(value: &Json) -> String {

@@ -4,8 +4,11 @@
 //! it is compared with what kustomize makes now, and with a cluster it is tried there: `manifests/server.rs`. What is missing
 //! is skipped with a word to stderr; with `LP_EXPORTER_TEST_REQUIRE_ALL=1` that is a failure.
 
+#[path = "manifests/retire.rs"]
+mod retire;
 #[path = "manifests/server.rs"]
 mod server;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,6 +33,8 @@ use lp_exporter::kubernetes::job::Template;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
+
+use support::real_pushgateway::{Server, free_address, pushgateways};
 
 const INSTALL: &str = "docs/install.md";
 const NAMESPACE: &str = "lp-exporter";
@@ -135,57 +140,240 @@ fn overlays_are_rendered() {
     assert_eq!(entries("manifests/rendered"), known, "a rendered form of no overlay");
 }
 
-/// Each component can be added to the default overlay by itself, and all of them together, in the order that they ask for.
+/// Each component changes something, every two of them go together in any order, and all of them do in that of the table.
+/// What docs/install.md excepts is as it says there.
 #[test]
 fn components_build() {
     if !has_kubectl() {
         return skip("what components make", "kubectl is not on the PATH");
     }
-    let alone = entries("manifests/components");
-    // Where there is no Pushgateway of ours, there is none to be kept, guarded or scraped.
-    let together = documented("Components");
-    let together: Vec<_> = together
-        .iter()
-        .map(String::as_str)
-        .filter(|name| *name != "existing-pushgateway")
-        .collect();
+    const LAST: &str = "existing-pushgateway";
     let copy = copy_of_the_manifests();
-    let own = copy.path().join("own");
-    fs::create_dir(&own).expect("a folder");
     let build = |components: &[&str]| {
-        let components: Vec<_> = components
-            .iter()
-            .map(|name| format!("../manifests/components/{name}"))
-            .collect();
-        let kustomization =
-            serde_json::json!({"resources": ["../manifests/overlays/default"], "components": components});
-        fs::write(own.join("kustomization.yaml"), kustomization.to_string()).expect("it can be written to");
-        let text = kubectl(&["kustomize", own.to_str().expect("text")]);
-        let objects = objects(&text.unwrap_or_else(|error| panic!("{components:?}: {error}")));
-        objects.iter().for_each(check_object);
-        check_references(&objects);
-        objects
+        build_own(copy.path(), "default", components).map(|mut objects| {
+            objects.iter().for_each(check_object);
+            check_references(&objects);
+            objects.iter_mut().for_each(sort_named);
+            objects.sort_by_key(name_of);
+            objects
+        })
     };
-    let default = build(&[]);
-    for component in &alone {
+    let built = |components: &[&str]| build(components).unwrap_or_else(|error| panic!("{components:?}: {error}"));
+    let all = documented("Components");
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    assert_eq!(all.last(), Some(&LAST), "the order of the table");
+    let default = built(&[]);
+    for component in &all {
         assert_ne!(
-            build(&[component]),
+            built(&[component]),
             default,
             "the component {component} changes nothing"
         );
     }
-    let all = build(&together);
-    let policy = one(&all, "ValidatingAdmissionPolicy", "lp-exporter");
-    assert_eq!(
-        variable(policy, "seLinuxTypes"),
-        "['', 'spc_t']",
-        "what `selinux` asks of `admission-policy`"
-    );
-    let endpoint = &one(&all, "ServiceMonitor", "lp-exporter")["spec"]["endpoints"][0];
-    assert_eq!(
-        endpoint["scheme"], "https",
-        "what `tls-and-authentication` asks of `prometheus-operator`"
-    );
+    for (index, first) in all.iter().enumerate() {
+        for second in &all[index + 1..] {
+            let pair = built(&[first, second]);
+            match (*first, *second) {
+                ("persistence", LAST) => {
+                    let error = build(&[LAST, first]).expect_err("there is nothing to keep");
+                    assert!(
+                        error.contains("components/persistence") && error.contains("pushgateway"),
+                        "{error}"
+                    );
+                }
+                ("network-policy" | "prometheus-operator", LAST) => assert_ne!(pair, built(&[LAST, first])),
+                ("selinux", "tls-and-authentication") => {
+                    let other = built(&[second, first]);
+                    assert_eq!(job_template(&pair), read(&template_of(second)));
+                    assert_eq!(job_template(&other), read(&template_of(first)));
+                }
+                _ => assert_eq!(pair, built(&[second, first]), "{first} and {second} in the other order"),
+            }
+            if *second == LAST {
+                assert!(
+                    pair.iter().all(|object| object["metadata"]["name"] != "pushgateway" && object["kind"] != "ServiceMonitor"),
+                    "{first} leaves something for a Pushgateway that is not there"
+                );
+            }
+        }
+    }
+    // In the worst order, too.
+    let mut reversed: Vec<_> = all.iter().rev().copied().filter(|name| *name != LAST).collect();
+    for _ in 0..2 {
+        let objects = built(&reversed);
+        let policy = one(&objects, "ValidatingAdmissionPolicy", "lp-exporter");
+        assert_eq!(variable(policy, "seLinuxTypes"), "['', 'spc_t']", "{reversed:?}");
+        check_scraping_with_a_password(&objects);
+        reversed.reverse();
+    }
+    // An overlay that has the password below one that adds the operator's objects.
+    let above = build_own(copy.path(), "hardened", &["prometheus-operator"]).expect("it builds");
+    check_scraping_with_a_password(&above);
+}
+
+/// Variables, volumes and mounts in one order: each is found by its name.
+fn sort_named(value: &mut Value) {
+    match value {
+        Value::Sequence(items) => {
+            items.iter_mut().for_each(sort_named);
+            if items.iter().all(|item| item["name"].is_string()) {
+                items.sort_by_key(|item| text_of(&item["name"]).to_owned());
+            }
+        }
+        Value::Mapping(fields) => fields.values_mut().for_each(sort_named),
+        _ => {}
+    }
+}
+
+/// Prometheus is told of TLS and of the Secret with the password.
+fn check_scraping_with_a_password(objects: &[Value]) {
+    let monitor = one(objects, "ServiceMonitor", "lp-exporter");
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    assert_eq!(endpoint["scheme"], "https");
+    assert_eq!(endpoint["tlsConfig"]["serverName"], "pushgateway");
+    let [authority, user, password] = [
+        &endpoint["tlsConfig"]["ca"]["secret"],
+        &endpoint["basicAuth"]["username"],
+        &endpoint["basicAuth"]["password"],
+    ];
+    for (reference, key) in [(authority, "ca.crt"), (user, "username"), (password, "password")] {
+        assert_eq!(reference["name"], "pushgateway-client");
+        assert_eq!(reference["key"], key);
+    }
+}
+
+/// What components make over an overlay, in a copy of the manifests.
+fn build_own(copy: &Path, overlay: &str, components: &[&str]) -> Result<Vec<Value>, String> {
+    let own = copy.join("own");
+    fs::create_dir_all(&own).expect("a folder");
+    let components: Vec<_> = components
+        .iter()
+        .map(|name| format!("../manifests/components/{name}"))
+        .collect();
+    let kustomization =
+        serde_json::json!({"resources": [format!("../manifests/overlays/{overlay}")], "components": components});
+    fs::write(own.join("kustomization.yaml"), kustomization.to_string()).expect("it can be written to");
+    kubectl(&["kustomize", own.to_str().expect("text")]).map(|text| objects(&text))
+}
+
+fn job_template(objects: &[Value]) -> String {
+    let map = one(objects, "ConfigMap", "lp-exporter-job-template");
+    text_of(&map["data"]["worker.yaml"]).to_owned()
+}
+
+fn template_of(component: &str) -> String {
+    format!("manifests/components/{component}/worker.yaml")
+}
+
+/// The stack to try goes with a password too: its Prometheus has the same configuration with what TLS adds, and the files
+/// that this names.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stack_to_try_can_have_a_password() {
+    if !has_kubectl() {
+        return skip("the stack to try with a password", "kubectl is not on the PATH");
+    }
+    let copy = copy_of_the_manifests();
+    let objects = build_own(copy.path(), "whole-stack", &["tls-and-authentication"]).expect("it builds");
+    check_references(&objects);
+    let pod = &one(&objects, "Deployment", "prometheus")["spec"]["template"]["spec"];
+    let map = list(&pod["volumes"])
+        .iter()
+        .find_map(|volume| Some(volume["configMap"]["name"].as_str()?).filter(|name| name.starts_with("prometheus-")));
+    let text = text_of(&one(&objects, "ConfigMap", map.expect("a ConfigMap"))["data"]["prometheus.yml"]).to_owned();
+    let mounts = list(&pod["containers"][0]["volumeMounts"]);
+    let mount = mounts
+        .iter()
+        .find(|mount| mount["mountPath"] == "/etc/pushgateway")
+        .expect("a mount");
+    let volume = list(&pod["volumes"])
+        .iter()
+        .find(|volume| volume["name"] == mount["name"]);
+    assert_eq!(volume.expect("a volume")["secret"]["secretName"], "pushgateway-client");
+
+    let mut with_password = yaml_of(&text);
+    let job = with_password["scrape_configs"][0].as_mapping_mut().expect("a job");
+    for key in ["scheme", "tls_config", "basic_auth"] {
+        assert!(job.remove(key).is_some(), "{key}");
+    }
+    assert_eq!(with_password, yaml("manifests/overlays/whole-stack/prometheus.yml"));
+    let told: Vec<_> = blocks("yaml")
+        .into_iter()
+        .filter(|block| block.contains("password_file"))
+        .collect();
+    assert_eq!(told.len(), 1, "{INSTALL} says it once");
+    for line in told[0].lines() {
+        assert!(
+            text.contains(line.trim()),
+            "{INSTALL} tells others something else: {line}"
+        );
+    }
+
+    scrapes_with_a_password(&text).await;
+}
+
+/// A real Prometheus with this configuration scrapes a real Pushgateway, with the Secrets that docs/install.md makes, and
+/// not with another password.
+async fn scrapes_with_a_password(configuration: &str) {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let Some(script) = secrets_script() else {
+        return;
+    };
+    let output = Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(folder.path())
+        .output();
+    assert!(output.expect("a shell").status.success());
+    let web = format!("--web.config.file={}", folder.path().join("web.yml").display());
+    // An error says that another test was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build();
+    let client = client.expect("plain http needs no certificates");
+    for (prometheus, program) in servers("prometheus").into_iter().zip(pushgateways()) {
+        let gateway = Server::start(&program, &[&web]).await;
+        for (password, expected) in [("password", "1"), ("ca.crt", "0")] {
+            let here = folder.path().to_str().expect("text");
+            let configuration = configuration
+                .replace("/etc/pushgateway/password", &format!("{here}/{password}"))
+                .replace("/etc/pushgateway", here)
+                .replace("pushgateway:9091", &gateway.address.to_string())
+                .replace("_interval: 15s", "_interval: 1s")
+                .replace("rule_files:\n- /etc/prometheus-rules/*.yaml\n", "");
+            let file = folder.path().join("prometheus.yml");
+            fs::write(&file, configuration).expect("it can be written to");
+            let address = free_address();
+            let process = Command::new(&prometheus)
+                .arg(format!("--config.file={}", file.display()))
+                .arg(format!("--web.listen-address={address}"))
+                .arg(format!("--storage.tsdb.path={here}/{password}-data"))
+                .stderr(Stdio::null())
+                .spawn();
+            let _process = Ended(process.expect("a Prometheus"));
+            let query = format!("http://{address}/api/v1/query?query=up%7Bjob=%22pushgateway%22%7D");
+            let began = std::time::Instant::now();
+            loop {
+                let answer = match client.get(&query).send().await {
+                    Ok(answer) => answer.text().await.unwrap_or_default(),
+                    Err(error) => error.to_string(),
+                };
+                if answer.contains(&format!(",\"{expected}\"]")) {
+                    break;
+                }
+                assert!(began.elapsed() < Duration::from_secs(60), "with {password}: {answer}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+/// A process that ends with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// docs/install.md names every overlay and every component, and none that is not there.
@@ -223,6 +411,7 @@ fn the_document_shows_overlays_that_build() {
         objects(&made.unwrap_or_else(|error| panic!("{text}: {error}")))
     };
     let mut tried = 0;
+    let mut with_operator_and_password = 0;
     for block in blocks("yaml") {
         let mut kustomization = yaml_of(&block);
         if ["resources", "components", "patches", "configMapGenerator"]
@@ -247,24 +436,34 @@ fn the_document_shows_overlays_that_build() {
         assert_ne!(made, build(&plain), "changes nothing:\n{block}");
         made.iter().for_each(check_object);
         check_references(&made);
+        if block.contains("overlays/kube-prometheus-stack") && block.contains("tls-and-authentication") {
+            with_operator_and_password += 1;
+            // As it stands there, comments included.
+            fs::write(own.join("kustomization.yaml"), &block).expect("it can be written to");
+            let made = objects(&kubectl(&["kustomize", own.to_str().expect("text")]).expect("it builds"));
+            check_scraping_with_a_password(&made);
+            let monitor = one(&made, "ServiceMonitor", "lp-exporter");
+            assert_eq!(monitor["metadata"]["labels"]["release"], "kube-prometheus-stack");
+            let image = &one(&made, "CronJob", "lp-exporter")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+                [0]["image"];
+            let policy = one(&made, "ValidatingAdmissionPolicy", "lp-exporter");
+            assert_eq!(variable(policy, "image"), format!("'{}'", text_of(image)));
+            one(&made, "NetworkPolicy", "pushgateway");
+        }
     }
-    assert_eq!(tried, 5, "the overlays that {INSTALL} shows");
+    assert_eq!(tried, 6, "the overlays that {INSTALL} shows");
+    assert_eq!(
+        with_operator_and_password, 1,
+        "of them with the operator's objects and a password"
+    );
 }
 
 /// The commands that make certificates and a password do, and servers of both generations take what they make.
 #[test]
 fn the_document_makes_secrets() {
-    let has = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
-    if !has("openssl", "version") || !has("htpasswd", "-h") {
-        return skip(
-            "the commands that make Secrets",
-            "openssl and htpasswd are not on the PATH",
-        );
-    }
-    let script = blocks("sh")
-        .into_iter()
-        .find(|block| block.contains("htpasswd"))
-        .expect("a block");
+    let Some(script) = secrets_script() else {
+        return;
+    };
     let folder = tempfile::tempdir().expect("a temporary directory");
     let in_folder = |program: &Path, arguments: &[&str]| {
         let output = Command::new(program)
@@ -287,6 +486,20 @@ fn the_document_makes_secrets() {
     for promtool in servers("promtool") {
         in_folder(&promtool, &["check", "web-config", "web.yml"]);
     }
+}
+
+/// The commands that make certificates and a password, where the programs for them are.
+fn secrets_script() -> Option<String> {
+    let has = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
+    if !has("openssl", "version") || !has("htpasswd", "-h") {
+        skip(
+            "the commands that make Secrets",
+            "openssl and htpasswd are not on the PATH",
+        );
+        return None;
+    }
+    let script = blocks("sh").into_iter().find(|block| block.contains("htpasswd"));
+    Some(script.expect("a block"))
 }
 
 /// Every kind of object that stays when the namespace goes is in the commands that remove by label.

@@ -130,16 +130,11 @@ impl Moment<'_> {
             }
             ("Directories that no volume owns", "B") => self.on_nodes("local_volume_orphaned_bytes", BASE),
             ("Volumes that no claim is bound to", "A") => {
-                let used = self.volumes("local_volume_stats_used_bytes");
-                let info = self.chosen_volumes("local_volume_info");
-                let info = info.filter(|sample| sample.label("phase") != "Bound");
                 let keys = [VOLUME, &["phase", "reclaim_policy"]].concat();
-                let row = |sample: &Sample| {
-                    let used = used.get(&narrow(&sample.labels, VOLUME))?;
-                    Some((narrow(&sample.labels, &keys), *used))
-                };
-                info.filter_map(row).collect()
+                table(self.unbound(), &keys)
             }
+            ("Volumes that no claim is bound to", "B") => self.of_the_unbound("local_volume_stats_used_bytes"),
+            ("Volumes that no claim is bound to", "C") => self.of_the_unbound("local_volume_stats_capacity_bytes"),
             ("Volumes that could not be measured", "A") => {
                 let errors = self.volumes("local_volume_scan_errors");
                 let states = self.chosen_volumes("local_volume_scan_state");
@@ -247,6 +242,23 @@ impl Moment<'_> {
         let is_it = |sample: &&Sample| narrow(&sample.labels, VOLUME) == *volume;
         let mut info = self.samples.iter().filter(|sample| sample.name == "local_volume_info");
         info.find(is_it).is_some_and(|info| info.label("phase") == "Bound")
+    }
+
+    /// The facts of volumes in another phase than Bound.
+    fn unbound(&self) -> impl Iterator<Item = &Sample> {
+        let info = self.chosen_volumes("local_volume_info");
+        info.filter(|sample| sample.label("phase") != "Bound")
+    }
+
+    /// A metric of each of those that have it, with what their facts say.
+    fn of_the_unbound(&self, metric: &str) -> Table {
+        let values = self.volumes(metric);
+        let keys = [VOLUME, &["phase", "reclaim_policy"]].concat();
+        let row = |sample: &Sample| {
+            let value = values.get(&narrow(&sample.labels, VOLUME))?;
+            Some((narrow(&sample.labels, &keys), *value))
+        };
+        self.unbound().filter_map(row).collect()
     }
 
     /// Of bound claims only.

@@ -2,9 +2,11 @@
 //!
 //! One test at a time has the namespace, which has to be free: an installation of somebody's own is left alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,9 +14,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use serde_yaml::Value;
 
+use super::retire::pipeline;
 use super::{
     INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, copy_of_the_manifests, has_kubectl, kubectl, list_mut, objects, one,
-    overlays, read, removed_by_label, rendered, run, skip, variable, yaml, yaml_of,
+    overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
 };
 
 /// A folder with the definitions of the Prometheus operator's objects.
@@ -98,6 +101,39 @@ fn the_admission_policy_is_enforced() {
         *pod(job) = yaml_of("{restartPolicy: Never, containers: [{name: worker, image: any}]}");
     });
     create(&plain, &["--dry-run=server"]).expect("a Job that wants nothing of the node");
+    let of_plain = |path: &'static [&'static str], text: &'static str| {
+        let mut job = plain.clone();
+        set(pod(&mut job), path, yaml_of(text));
+        job
+    };
+    // What the component `tls-and-authentication` adds to the worker, and everything else that a plain pod may mount.
+    let template = yaml("manifests/components/tls-and-authentication/worker.yaml");
+    let with_password = with(&|job: &mut Value| {
+        let mut own = template["spec"]["template"]["spec"].clone();
+        for (list, of) in [("env", "containers"), ("volumeMounts", "containers"), ("volumes", "")] {
+            let (from, to) = match of {
+                "" => (&mut own, pod(job)),
+                _ => (&mut own["containers"][0], container(job)),
+            };
+            list_mut(&mut to[list]).append(list_mut(&mut from[list]));
+        }
+    });
+    create(&with_password, &["--dry-run=server"]).expect("a worker with a password");
+    let volumes = "[{name: a, persistentVolumeClaim: {claimName: any}}, {name: b, configMap: {name: any}},
+                    {name: c, emptyDir: {}}, {name: d, csi: {driver: secrets-store.csi.k8s.io}}]";
+    create(&of_plain(&["volumes"], volumes), &["--dry-run=server"]).expect("volumes that are nobody else's");
+    let env = |text: String| with(&|job: &mut Value| list_mut(&mut container(job)["env"]).push(yaml_of(&text)));
+    let file = |path: &str| {
+        env(format!(
+            "{{name: LP_EXPORTER_PUSHGATEWAY_PASSWORD_FILE, value: '{path}'}}"
+        ))
+    };
+    let annotated = |name: &'static str| {
+        with(&|job: &mut Value| {
+            let annotations = &mut job["spec"]["template"]["metadata"]["annotations"];
+            annotations[format!("container.apparmor.security.beta.kubernetes.io/{name}")] = "unconfined".into();
+        })
+    };
     let refused = [
         ("none of them", elsewhere),
         (
@@ -135,13 +171,136 @@ fn the_admission_policy_is_enforced() {
         ("runs as the account", in_pod(&["automountServiceAccountToken"], "true")),
         ("node's network", in_pod(&["hostPID"], "true")),
         ("node's network", in_pod(&["hostNetwork"], "true")),
+        ("node's network", of_plain(&["hostIPC"], "true")),
+        (
+            "ports and kernel parameters",
+            of_plain(&["containers", "0", "ports"], "[{containerPort: 80, hostPort: 80}]"),
+        ),
+        (
+            "ports and kernel parameters",
+            of_plain(
+                &["securityContext"],
+                "{sysctls: [{name: kernel.shm_rmid_forced, value: '1'}]}",
+            ),
+        ),
         (
             "SELinux",
             in_pod(&["securityContext", "seLinuxOptions"], "{type: spc_t}"),
         ),
         (
-            "seccomp",
+            "SELinux",
+            of_plain(
+                &["containers", "0", "securityContext"],
+                "{seLinuxOptions: {type: spc_t}}",
+            ),
+        ),
+        (
+            "SELinux",
+            of_plain(&["securityContext"], "{seLinuxOptions: {user: unconfined_u}}"),
+        ),
+        (
+            "SELinux",
+            of_plain(&["securityContext"], "{seLinuxOptions: {role: unconfined_r}}"),
+        ),
+        (
+            "seccomp profile Unconfined",
             in_pod(&["securityContext", "seccompProfile"], "{type: Unconfined}"),
+        ),
+        (
+            "seccomp profile Unconfined",
+            in_container(&["securityContext", "seccompProfile"], "{type: Unconfined}"),
+        ),
+        (
+            "needs a seccomp profile",
+            in_pod(&["securityContext", "seccompProfile"], "null"),
+        ),
+        (
+            "another procMount",
+            with(&|job: &mut Value| {
+                set(pod(job), &["hostUsers"], false.into());
+                set(container(job), &["securityContext", "procMount"], "Unmasked".into());
+            }),
+        ),
+        (
+            "AppArmor",
+            in_pod(&["securityContext", "appArmorProfile"], "{type: Unconfined}"),
+        ),
+        (
+            "AppArmor",
+            in_container(&["securityContext", "appArmorProfile"], "{type: Unconfined}"),
+        ),
+        (
+            "AppArmor",
+            of_plain(
+                &["containers", "0", "securityContext"],
+                "{appArmorProfile: {type: Unconfined}}",
+            ),
+        ),
+        ("AppArmor", annotated("worker")),
+        (
+            "process of a Windows node",
+            with(&|job: &mut Value| {
+                *pod(job) = yaml_of(
+                    "{restartPolicy: Never, hostNetwork: true, os: {name: windows}, containers: [{name: worker, image: any}],
+                      securityContext: {windowsOptions: {hostProcess: true, runAsUserName: 'NT AUTHORITY\\SYSTEM'}}}",
+                );
+            }),
+        ),
+        // The image runs as the worker only, and reads no volume as if it were a password.
+        ("the arguments [worker]", in_container(&["args"], "[measure, /bases/0]")),
+        (
+            "the arguments [worker]",
+            in_container(&["args"], "[worker, --plan=/bases/0/x]"),
+        ),
+        ("the arguments [worker]", in_container(&["command"], "[/lp-exporter]")),
+        (
+            "nor probes",
+            in_container(
+                &["livenessProbe"],
+                "{exec: {command: [/lp-exporter, measure, /bases/0]}}",
+            ),
+        ),
+        (
+            "nor probes",
+            in_container(
+                &["lifecycle"],
+                "{postStart: {exec: {command: [/lp-exporter, measure, /bases/0]}}}",
+            ),
+        ),
+        (
+            "as a whole and below /bases only",
+            in_container(&["volumeMounts", "1", "mountPath"], "/etc/pushgateway"),
+        ),
+        (
+            "as a whole and below /bases only",
+            in_container(&["volumeMounts", "1", "mountPath"], "/bases/../etc"),
+        ),
+        (
+            "as a whole and below /bases only",
+            in_container(&["volumeMounts", "1", "subPath"], "made-by-kubelet"),
+        ),
+        ("files below /etc only", file("/bases/0/secret")),
+        ("files below /etc only", file("bases/0/secret")),
+        ("files below /etc only", file("/etc/../bases/0/secret")),
+        ("files below /etc only", file("/etc/$(ELSEWHERE)")),
+        (
+            "files below /etc only",
+            env("{name: SSL_CERT_FILE, valueFrom: {configMapKeyRef: {name: any, key: any}}}".to_owned()),
+        ),
+        (
+            "files below /etc only",
+            in_container(&["envFrom"], "[{configMapRef: {name: any}}]"),
+        ),
+        (
+            "may mount ConfigMaps, Secrets, projected volumes, emptyDirs, claims",
+            of_plain(&["volumes"], "[{name: driver, flexVolume: {driver: any/any}}]"),
+        ),
+        (
+            "may mount ConfigMaps, Secrets, projected volumes, emptyDirs, claims",
+            of_plain(
+                &["volumes"],
+                "[{name: disk, iscsi: {targetPortal: any, iqn: 'iqn.2001-04.com.example:any', lun: 0}}]",
+            ),
         ),
         (
             "may mount base directories, ConfigMaps",
@@ -166,6 +325,13 @@ fn the_admission_policy_is_enforced() {
     harmless["spec"]["volumes"] = Value::Null;
     harmless["spec"]["containers"][0]["volumeMounts"] = Value::Null;
     create(&harmless, &[]).expect("a pod that wants nothing of the node");
+    // A worker's own pod, which gets no node.
+    let mut own = yaml_of("{apiVersion: v1, kind: Pod, metadata: {name: worker, namespace: lp-exporter}}");
+    own["spec"] = pod(&mut worker.clone()).clone();
+    own["spec"]["nodeSelector"] = yaml_of("{lp-exporter/no-such-node: 'true'}");
+    own["spec"]["priorityClassName"] = Value::Null;
+    account_of_workers();
+    create(&own, &[]).expect("a worker's pod");
     let in_namespace = |arguments: &[&str]| kubectl(&[&["-n", NAMESPACE], arguments].concat());
     let debugger = [
         "debug",
@@ -177,29 +343,96 @@ fn the_admission_policy_is_enforced() {
     ];
     let error = in_namespace(&debugger).expect_err("a privileged container");
     assert!(error.contains("no container may be privileged"), "{error}");
+    let debugger = [
+        "debug",
+        "pod/worker",
+        "--image=any",
+        "--profile=restricted",
+        "--",
+        "true",
+    ];
+    let error = in_namespace(&debugger).expect_err("another image beside the directories of the node");
+    assert!(error.contains("may run"), "{error}");
 
     // What was let in before can be labelled and ended, and not made to run anything else.
     in_namespace(&["label", "pod", "from-before", "changed=true"]).expect("no change of what runs");
     in_namespace(&["set", "image", "pod/from-before", "old=other"]).expect_err("another image");
-    in_namespace(&["delete", "pod", "from-before", "harmless", "--wait=false"]).expect("they can be ended");
+    in_namespace(&["delete", "pod", "from-before", "harmless", "worker", "--wait=false"]).expect("they can be ended");
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         kubectl(&["delete", kind, "lp-exporter"]).expect("it goes");
     }
 }
 
-/// One overlay after another is applied over the one before; the same twice changes nothing; and after the removal that
-/// docs/install.md describes nothing is left.
+/// The account of the base, which pods name; the overlays that are applied later find it there.
+fn account_of_workers() {
+    let objects = objects(&read(&rendered("default")));
+    create(one(&objects, "ServiceAccount", "lp-exporter-worker"), &[]).expect("an account");
+}
+
+/// One overlay after another is applied over the one before, and the same twice changes nothing. Deleting the one that
+/// was applied leaves nothing of it. What others brought outside of the namespace is left, as docs/install.md says, and
+/// goes by its commands.
 fn overlays_come_and_go() {
-    let mut applied = String::new();
-    for overlay in overlays() {
-        applied = rendered(&overlay);
-        apply_twice(&["-f", &applied]);
+    let overlays = overlays();
+    for overlay in &overlays {
+        apply_twice(&["-f", &rendered(overlay)]);
     }
-    kubectl(&["delete", "-f", &applied, "--timeout=120s"]).expect("it goes");
+    the_job_that_retires_is_taken();
+    let [others @ .., last] = overlays.as_slice() else {
+        panic!("there are no overlays");
+    };
+    let mut expected: BTreeSet<_> = others
+        .iter()
+        .flat_map(|overlay| outside_of_the_namespace(overlay))
+        .collect();
+    expected.retain(|object| !outside_of_the_namespace(last).contains(object));
+    assert!(!expected.is_empty(), "{last} has everything that the others have");
+    kubectl(&["delete", "-f", &rendered(last), "--timeout=120s"]).expect("it goes");
+    assert_eq!(left(), expected, "after {last} is deleted");
     for kinds in removed_by_label() {
         kubectl(&["delete", &kinds, "-l", PART_OF]).expect("they go");
     }
     nothing_is_left();
+
+    // The one with the most kinds, by itself: the label is not needed.
+    let alone = overlays
+        .iter()
+        .max_by_key(|overlay| outside_of_the_namespace(overlay).len());
+    let alone = rendered(alone.expect("an overlay"));
+    kubectl(&["apply", "-f", &alone]).expect("it is taken");
+    assert!(!left().is_empty());
+    kubectl(&["delete", "-f", &alone, "--timeout=120s"]).expect("it goes");
+    nothing_is_left();
+}
+
+/// The pipeline by which docs/install.md takes groups away makes a Job of the CronJob. Nobody waits for its log: a pod needs
+/// the image.
+fn the_job_that_retires_is_taken() {
+    let pipeline = pipeline();
+    let lines = pipeline.lines().filter(|line| !line.starts_with("kubectl logs"));
+    let script: Vec<_> = lines.collect();
+    let output = Command::new("sh")
+        .args(["-euc", &script.join("\n")])
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let arguments = "-o=jsonpath={.spec.template.spec.containers[0].args}";
+    let made = kubectl(&["get", "job", "-n", NAMESPACE, "retire", arguments]).expect("the Job");
+    assert_eq!(made, r#"["retire","--match","cluster=a","--dry-run"]"#);
+}
+
+/// What an overlay makes that stays when the namespace goes, as `kind/name`.
+fn outside_of_the_namespace(overlay: &str) -> BTreeSet<String> {
+    let objects = objects(&read(&rendered(overlay)));
+    let outside = objects
+        .iter()
+        .filter(|object| object["metadata"]["namespace"].is_null() && object["kind"] != "Namespace");
+    outside
+        .map(|object| {
+            let kind = text_of(&object["kind"]).to_lowercase();
+            format!("{kind}/{}", text_of(&object["metadata"]["name"]))
+        })
+        .collect()
 }
 
 fn apply_twice(what: &[&str]) {
@@ -213,9 +446,17 @@ fn apply_twice(what: &[&str]) {
 }
 
 fn nothing_is_left() {
+    assert_eq!(left(), BTreeSet::new(), "what {INSTALL} removes");
+}
+
+/// The namespace and what is outside of it, by the label, as `kind/name`.
+fn left() -> BTreeSet<String> {
     let kinds = format!("namespace,{}", removed_by_label().join(","));
     let left = kubectl(&["get", &kinds, "-l", PART_OF, "-o", "name"]).expect("an answer");
-    assert_eq!(left, "", "what {INSTALL} removes");
+    let names = left.lines().filter_map(|line| line.split_once('/'));
+    names
+        .map(|(kind, name)| format!("{}/{name}", kind.split('.').next().unwrap_or_default()))
+        .collect()
 }
 
 /// The overlay to try, on a cluster with the images: the first number is there within a minute of two commands, a claim
