@@ -13,7 +13,7 @@ FUZZ_TARGETS := quantity affinity path plan dump
 FUZZ_FLAGS := -s none --target-dir $(TARGET_DIR)/fuzz
 IMAGE := localhost/lp-exporter:0.1.0
 
-.PHONY: help build test lint deny dist demo fuzz image manifests rendered e2e rules
+.PHONY: help build test lint deny dist demo fuzz image manifests rendered e2e rules picture
 
 help: ## list the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ rendered: ## what each overlay makes, for the check that nothing changes unseen 
 	for overlay in manifests/overlays/*; do \
 		kubectl kustomize $$overlay > manifests/rendered/$$(basename $$overlay).yaml || exit 1; \
 	done
+
+picture: ## docs/dashboard.svg anew, by real runs and servers (needs LP_EXPORTER_TEST_SERVERS)
+	-cargo test --test dashboard the_picture_shows
+	cp $(TARGET_DIR)/tmp/dashboard.svg docs/dashboard.svg
 
 e2e: ## the run on the cluster of KUBECONFIG with the image LP_EXPORTER_TEST_IMAGE
 	cargo test --test cluster -- --nocapture
