@@ -68,6 +68,7 @@ rendered: ## what each overlay makes, for the check that nothing changes unseen 
 	done
 
 picture: ## docs/dashboard.svg anew, by real runs and servers (needs LP_EXPORTER_TEST_SERVERS)
+	rm -f $(TARGET_DIR)/tmp/dashboard.svg
 	-cargo test --test dashboard the_picture_shows
 	cp $(TARGET_DIR)/tmp/dashboard.svg docs/dashboard.svg
 
