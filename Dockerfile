@@ -1,5 +1,6 @@
 # docker build -t localhost/lp-exporter:0.1.0 .          (podman and buildah take the same arguments)
 # docker buildx build --platform linux/amd64,linux/arm64 -t registry.example/lp-exporter:0.1.0 --push .
+# The second builds each platform on itself: on a node of that platform if buildx has one, else emulated, much slower.
 
 FROM docker.io/library/rust:1.95.0-bookworm AS build
 # The compiler is the image's: what rust-toolchain.toml adds for development is not needed here.

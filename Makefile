@@ -13,7 +13,7 @@ FUZZ_TARGETS := quantity affinity path plan dump
 FUZZ_FLAGS := -s none --target-dir $(TARGET_DIR)/fuzz
 IMAGE := localhost/lp-exporter:0.1.0
 
-.PHONY: help build test lint deny dist demo fuzz image manifests rendered e2e rules
+.PHONY: help build test lint deny dist sbom demo fuzz image manifests rendered e2e rules picture
 
 help: ## list the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ dist: ## the static binary of images and downloads, and its size
 	RUSTFLAGS="-C target-feature=+crt-static" cargo rustc --locked --profile dist --target $(DIST_TARGET) --bin lp-exporter \
 		-- $(DIST_LINK)
 	@size=$$(stat -c %s $(DIST_BINARY)); echo "$(DIST_BINARY): $$size bytes"; test $$size -le $(DIST_MAX_BYTES)
+
+sbom: ## the crates of that binary, as CycloneDX (needs cargo-cyclonedx)
+	cargo cyclonedx --format json --spec-version 1.5 --target $(DIST_TARGET) --override-filename lp-exporter.cdx
+	rm -f measure/lp-exporter.cdx.json
+	mkdir -p $(dir $(DIST_BINARY))
+	mv lp-exporter.cdx.json $(DIST_BINARY).cdx.json
 
 demo: ## a whole run on this machine, without a cluster
 	cargo run --release --example demo
@@ -60,6 +66,11 @@ rendered: ## what each overlay makes, for the check that nothing changes unseen 
 	for overlay in manifests/overlays/*; do \
 		kubectl kustomize $$overlay > manifests/rendered/$$(basename $$overlay).yaml || exit 1; \
 	done
+
+picture: ## docs/dashboard.svg anew, by real runs and servers (needs LP_EXPORTER_TEST_SERVERS)
+	rm -f $(TARGET_DIR)/tmp/dashboard.svg
+	-cargo test --test dashboard the_picture_shows
+	cp $(TARGET_DIR)/tmp/dashboard.svg docs/dashboard.svg
 
 e2e: ## the run on the cluster of KUBECONFIG with the image LP_EXPORTER_TEST_IMAGE
 	cargo test --test cluster -- --nocapture

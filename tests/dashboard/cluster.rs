@@ -1,22 +1,12 @@
-//! A cluster whose volumes are in every state that a dashboard shows, and real runs of the controller over it.
+//! A cluster whose volumes are in every state that a dashboard shows.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::fs::File;
 
 use serde_json::json;
-use tempfile::TempDir;
-use tokio::process::Command;
 
-use crate::support::api_server::ApiServer;
-use crate::support::kubelet::Kubelet;
+use crate::stage::Stage;
 use crate::support::objects::{self, Volume, set_condition};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lp-exporter");
-const OWN_JOB: &str = "lp-exporter-29000000";
-/// Longer than a run takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1024 * 1024;
 
 /// How many runs differ from each other: the claims grow from one to the next.
@@ -28,60 +18,30 @@ pub(crate) struct Cluster {
     /// Two clusters with the same names differ by this: in their sizes, and where it is 1 a node is not Ready and a volume
     /// is Released, which are well elsewhere.
     scale: u64,
-    server: ApiServer,
-    folder: TempDir,
+    stage: Stage,
 }
 
 impl Cluster {
     pub(crate) async fn new(name: Option<&'static str>, scale: u64) -> Cluster {
-        let cluster = Cluster {
-            name,
-            scale,
-            server: ApiServer::start().await,
-            folder: tempfile::tempdir().expect("a temporary directory"),
-        };
-        for object in objects::controller_of_cronjob(OWN_JOB, "registry.example/lp-exporter:1") {
-            cluster.server.put(object);
+        let stage = Stage::new(&["node-1", "node-2", "node-3", "node-4", "node-5"]).await;
+        if scale == 1 {
+            let mut node = objects::node("node-4");
+            set_condition(&mut node, "Ready", "Unknown");
+            stage.put(node);
         }
-        let nodes = ["node-1", "node-2", "node-3", "node-4", "node-5"];
-        let kubelet = Kubelet::new(Path::new(PROGRAM), &cluster.folder.path().join("workers"));
-        let kubelet = nodes.iter().fold(kubelet, |kubelet, node| {
-            kubelet.node(node, &cluster.folder.path().join(node))
-        });
-        kubelet.attach(&cluster.server);
-        for name in nodes {
-            let mut node = objects::node(name);
-            if name == "node-4" && scale == 1 {
-                set_condition(&mut node, "Ready", "Unknown");
-            }
-            cluster.server.put(node);
-        }
+        let cluster = Cluster { name, scale, stage };
         cluster.put_volumes();
-        cluster.write("node-1/opt/local-path-provisioner/left-over/data", 3 * MIB * scale);
-        // Until that is old enough to be an orphan.
-        tokio::time::sleep(Duration::from_millis(2200)).await;
+        cluster
+            .stage
+            .write("node-1/opt/local-path-provisioner/left-over/data", 3 * MIB * scale);
+        cluster.stage.age().await;
         cluster
     }
 
     /// One run after the claims have grown, pushed to a Pushgateway.
     pub(crate) async fn run(&self, number: usize, pushgateway_url: &str) {
         self.grow(number as u64);
-        let kubeconfig = self.folder.path().join("kubeconfig");
-        fs::write(&kubeconfig, self.server.kubeconfig("lp-exporter")).expect("the kubeconfig can be written");
-        let run = Command::new(PROGRAM)
-            .args(["controller", "--pushgateway-url", pushgateway_url, "--orphan-age", "1s"])
-            .args(["--base-path", "/opt/local-path-provisioner", "--base-path", "/data1"])
-            .args(self.name.map(|name| format!("--grouping-label=cluster={name}")))
-            .env_clear()
-            .env("KUBECONFIG", kubeconfig)
-            .env("LP_EXPORTER_NAMESPACE", "lp-exporter")
-            .env("LP_EXPORTER_POD_NAME", format!("{OWN_JOB}-pod"))
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let ended = tokio::time::timeout(PATIENCE, run).await;
-        let ended = ended.expect("the controller ends").expect("it can be started");
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        self.stage.run(pushgateway_url, self.name).await;
     }
 
     fn put_volumes(&self) {
@@ -105,24 +65,24 @@ impl Cluster {
             Volume::local_path("node-9", "shop", "old-orders", "1Gi"),
         ];
         for volume in &bound {
-            self.server.put(volume.persistent_volume());
+            self.stage.put(volume.persistent_volume());
             let mut claim = volume.claim();
             match volume.claim.as_str() {
                 "queue" => claim["metadata"]["annotations"]["lp-exporter/alert-percent"] = "2".into(),
                 "cache" => claim["metadata"]["annotations"]["lp-exporter/alert-percent"] = "many".into(),
                 _ => {}
             }
-            self.server.put(claim);
+            self.stage.put(claim);
         }
         let former = Volume {
             phase: if self.scale == 1 { "Released" } else { "Bound" },
             ..former()
         };
-        self.server.put(former.persistent_volume());
+        self.stage.put(former.persistent_volume());
         // Its volume is gone.
-        self.server
+        self.stage
             .put(Volume::local_path("node-1", "ops", "lost", "1Gi").claim());
-        self.server.put(json!({
+        self.stage.put(json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "nfs-archive"},
             "spec": {
                 "capacity": {"storage": "1Ti"}, "accessModes": ["ReadWriteMany"],
@@ -143,7 +103,7 @@ impl Cluster {
         self.fill(&cache(), 8 * MIB / scale + 70_000 * number, 5);
         self.fill(&former(), 2 * MIB * scale, 6);
         self.fill(&vm_image(), 3 * MIB * scale, 7);
-        let image = self.directory(&vm_image()).join("image");
+        let image = self.stage.directory(&vm_image()).join("image");
         let sparse = File::options().append(true).create(true).open(image);
         sparse
             .and_then(|image| image.set_len(1 << 30))
@@ -151,25 +111,13 @@ impl Cluster {
     }
 
     fn fill(&self, volume: &Volume, size_bytes: u64, files: u64) {
-        let directory = self.directory(volume);
+        let directory = self.stage.directory(volume);
         let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
-        self.write(&path("data"), size_bytes + 4096 * (files + 7 * (self.scale - 1)));
+        self.stage
+            .write(&path("data"), size_bytes + 4096 * (files + 7 * (self.scale - 1)));
         for number in 0..2 * files + self.scale {
-            self.write(&path(&format!("empty-{number}")), 0);
+            self.stage.write(&path(&format!("empty-{number}")), 0);
         }
-    }
-
-    /// Writes a file, at a path below the cluster's folder or a whole one.
-    fn write(&self, path: &str, size_bytes: u64) {
-        let path = self.folder.path().join(path);
-        let parent = path.parent().expect("a file lies in a directory");
-        fs::create_dir_all(parent).expect("the directory can be made");
-        fs::write(path, vec![7; size_bytes as usize]).expect("the file can be written");
-    }
-
-    fn directory(&self, volume: &Volume) -> PathBuf {
-        let root = self.folder.path().join(&volume.node);
-        root.join(volume.path.trim_start_matches('/'))
     }
 }
 

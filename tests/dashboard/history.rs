@@ -49,41 +49,56 @@ pub(crate) const NOT_LATE_YET: usize = ((CUT_OFF_SECONDS + 480.0) / SCRAPE_SECON
 /// Here they are.
 pub(crate) const LATE: usize = ((CUT_OFF_SECONDS + 720.0) / SCRAPE_SECONDS) as usize;
 
-/// The scrapes from `start` on, a part of the time for each run.
+/// The scrapes from `start` on, a part of the time for each run. Meanwhile a node is cut off, and the disks fill up.
 pub(crate) fn history(runs: &[Vec<Sample>], start: f64) -> Vec<Scrape> {
-    let each_part = (PART_SECONDS / SCRAPE_SECONDS) as usize;
-    let whole = runs.len() as f64 * PART_SECONDS;
+    let mut scrapes = repeated(runs, start, PART_SECONDS, |sample, elapsed| {
+        let is_cut_off = (CUT_OFF_SECONDS..2.0 * PART_SECONDS).contains(&elapsed);
+        let is_node = sample.label("job") == "lp-exporter-job" && sample.label("node") == CUT_OFF_NODE;
+        let is_there = ["", CUT_OFF_CLUSTER].contains(&sample.label("cluster"));
+        if is_cut_off && is_node && is_there {
+            CUT_OFF_SECONDS
+        } else {
+            elapsed
+        }
+    });
+    let end = start + runs.len() as f64 * PART_SECONDS;
+    for scrape in &mut scrapes {
+        for sample in &mut scrape.samples {
+            emptier(sample, end - scrape.time);
+        }
+    }
+    scrapes
+}
+
+/// The scrapes from `start` on, a part of the time for each run. `told` says of which time after the start a sample tells
+/// that is scraped so long after it.
+pub(crate) fn repeated(
+    runs: &[Vec<Sample>],
+    start: f64,
+    part_seconds: f64,
+    told: impl Fn(&Sample, f64) -> f64,
+) -> Vec<Scrape> {
+    let each_part = (part_seconds / SCRAPE_SECONDS) as usize;
     let scrapes = (0..runs.len() * each_part).map(|number| {
         let elapsed = number as f64 * SCRAPE_SECONDS;
         Scrape {
             time: start + elapsed,
-            samples: at(&runs[number / each_part], start, elapsed)
-                .into_iter()
-                .map(|sample| emptier(sample, whole - elapsed))
-                .collect(),
+            samples: at(&runs[number / each_part], start, |sample| told(sample, elapsed)),
         }
     });
     scrapes.collect()
 }
 
-fn at(run: &[Sample], start: f64, elapsed: f64) -> Vec<Sample> {
+fn at(run: &[Sample], start: f64, told: impl Fn(&Sample) -> f64) -> Vec<Sample> {
     let began = run
         .iter()
         .filter(|sample| sample.name == "lp_exporter_run_start_timestamp_seconds")
         .map(|sample| sample.value)
         .fold(f64::INFINITY, f64::min);
     let last_run = |elapsed: f64| ((elapsed - RUN_TAKES_SECONDS) / RUN_SECONDS).floor() * RUN_SECONDS;
-    let is_cut_off = (CUT_OFF_SECONDS..2.0 * PART_SECONDS).contains(&elapsed);
     let moved = |sample: &Sample| {
-        let is_node = sample.label("job") == "lp-exporter-job" && sample.label("node") == CUT_OFF_NODE;
-        let is_there = ["", CUT_OFF_CLUSTER].contains(&sample.label("cluster"));
-        let elapsed = if is_cut_off && is_node && is_there {
-            CUT_OFF_SECONDS
-        } else {
-            elapsed
-        };
         let value = if is_time(sample) {
-            sample.value - began + start + last_run(elapsed)
+            sample.value - began + start + last_run(told(sample))
         } else {
             sample.value
         };
@@ -95,13 +110,10 @@ fn at(run: &[Sample], start: f64, elapsed: f64) -> Vec<Sample> {
     run.iter().map(moved).collect()
 }
 
-/// A sample as it was so long before the end: the disk of a test does not fill up by itself, so it was emptier.
-fn emptier(sample: Sample, before_seconds: f64) -> Sample {
+/// Makes a sample what it was so long before the end: the disk of a test does not fill up by itself, so it was emptier.
+fn emptier(sample: &mut Sample, before_seconds: f64) {
     if sample.name == AVAILABLE {
-        let value = sample.value + FILLS_UP_BYTES_PER_SECOND * before_seconds;
-        Sample { value, ..sample }
-    } else {
-        sample
+        sample.value += FILLS_UP_BYTES_PER_SECOND * before_seconds;
     }
 }
 

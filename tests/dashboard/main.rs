@@ -8,7 +8,11 @@ mod board;
 mod cluster;
 mod expected;
 mod history;
+mod panel;
+mod picture;
 mod servers;
+mod shop;
+mod stage;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -24,7 +28,10 @@ use board::{Board, Selection, Target, boards, interpolate, root, text};
 use cluster::{Cluster, RUNS};
 use expected::{Moment, Table};
 use history::{Labels, PART_SECONDS, SCRAPE_SECONDS, Sample, Scrape};
+use panel::Panel;
+use picture::Picture;
 use servers::{Generation, Prometheus, Pushgateway, Series};
+use shop::Shop;
 
 /// kubectl keeps a copy of what it applies in an annotation, and Kubernetes takes no larger ones.
 const ANNOTATIONS_LIMIT_BYTES: usize = 256 * 1024;
@@ -35,6 +42,12 @@ const PYTHON_EXPORTER: &str = "# TYPE local_volume_stats_capacity_bytes gauge
 local_volume_stats_capacity_bytes{node=\"node-1\",persistentvolumeclaim=\"old\"} 1e15
 ";
 const METRICS: &str = "docs/metrics.md";
+const PICTURE: &str = "docs/dashboard.svg";
+/// When the picture's day ends, as seconds since 1970: at noon (UTC), so that every picture has the same hours.
+const PICTURE_END: f64 = 1_767_960_000.0;
+/// The numbers of two pictures are the same within this part of them, or in all but the last digit: directories take what
+/// their file system gives them.
+const PICTURE_TOLERANCE: f64 = 0.02;
 
 #[test]
 fn the_dashboards_are_well_formed() {
@@ -367,6 +380,181 @@ impl World {
             }
         }
     }
+}
+
+/// The picture of the README shows what the dashboard's panels answer, but for the numbers of the disk that the runs had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_picture_shows_what_the_dashboard_answers() {
+    let Some(generation) = servers::generation("new") else {
+        return;
+    };
+    let svg = picture(&generation).await;
+    let found = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard.svg");
+    fs::write(&found, &svg).expect("the folder for temporary files can be written to");
+    let (drawn, kept) = (texts(&svg), texts(&checked_in_picture()));
+    let is_same = drawn.len() == kept.len() && drawn.iter().zip(&kept).all(|(one, other)| one.is_like(other));
+    assert!(
+        is_same,
+        "the picture changed; if it should: cp {} {PICTURE}\n{drawn:#?}\ninstead of {kept:#?}",
+        found.display()
+    );
+}
+
+/// The picture is a whole SVG which names what the README says of it, and the README shows it.
+#[test]
+fn the_picture_is_whole() {
+    let kept = texts(&checked_in_picture());
+    let names: Vec<&str> = kept.iter().map(|text| text.text.as_str()).collect();
+    for title in picture_panels() {
+        assert!(names.join(" ").contains(&title), "{PICTURE} lacks {title}");
+    }
+    for name in [shop::SHOWN_CLAIM.0, shop::SHOWN_CLAIM.1, "node-1", "Requested", "Share"] {
+        assert!(names.contains(&name), "{PICTURE} lacks {name}");
+    }
+    assert!(kept.iter().filter(|text| text.is_number).count() > 40, "{kept:#?}");
+    let readme = fs::read_to_string(root().join("README.md")).expect("a file of the project");
+    assert!(
+        readme.contains(&format!("({PICTURE})")),
+        "README.md does not show {PICTURE}"
+    );
+}
+
+/// The titles of the panels in the picture, the stats first.
+fn picture_panels() -> Vec<String> {
+    let board = main_board();
+    let stats = board.panels().filter(|panel| panel["type"] == "stat");
+    let titles: Vec<String> = stats.map(|panel| text(&panel["title"]).to_owned()).collect();
+    let others = ["Claims", "Bytes", "Disks", "Volumes that could not be measured"].map(str::to_owned);
+    titles.into_iter().chain(others).collect()
+}
+
+fn main_board() -> Board {
+    let found = boards().into_iter().find(|board| board.uid() == "lp-exporter");
+    found.expect("the dashboard of the volumes")
+}
+
+/// Draws the picture anew: real runs over a day, and the panels' own queries.
+async fn picture(generation: &Generation) -> String {
+    let pushgateway = Pushgateway::start(generation).await;
+    let shop = Shop::new().await;
+    let mut runs: Vec<Vec<Sample>> = Vec::new();
+    for number in 0..shop::RUNS {
+        shop.run(number, &pushgateway.url()).await;
+        runs.push(pushgateway.samples().await);
+    }
+    let start = PICTURE_END - runs.len() as f64 * PART_SECONDS;
+    let scrapes = history::repeated(&runs, start, PART_SECONDS, |_, elapsed| elapsed);
+    let time = scrapes.last().expect("some").time;
+    let prometheus = Prometheus::start(generation, &history::open_metrics(&scrapes, false), &pushgateway).await;
+
+    let board = main_board();
+    let (namespace, claim) = shop::SHOWN_CLAIM;
+    let chosen = Selection::from([("namespace", vec![namespace]), ("persistentvolumeclaim", vec![claim])]);
+    let mut panels = Vec::new();
+    for title in picture_panels() {
+        let selection = if title == "Bytes" {
+            chosen.clone()
+        } else {
+            Selection::new()
+        };
+        panels.push(ask(&prometheus, &board, &title, &selection, time).await);
+    }
+    let mut others = panels.split_off(panels.len() - 4).into_iter();
+    let mut next = || others.next().expect("four panels");
+    let [claims, history, disks, failed] = [next(), next(), next(), next()];
+    picture::draw(&Picture {
+        title: text(&board.json["title"]),
+        description: text(&board.json["description"]),
+        time: PICTURE_END,
+        stats: panels,
+        claims,
+        history,
+        chosen: format!("{namespace}/{claim}"),
+        disks,
+        failed,
+    })
+}
+
+/// A panel with the answers to its queries.
+async fn ask<'a>(
+    prometheus: &Prometheus,
+    board: &'a Board,
+    title: &str,
+    selection: &Selection,
+    time: f64,
+) -> Panel<'a> {
+    let mut answers = Vec::new();
+    let mut json = &Value::Null;
+    for target in board.targets().filter(|target| target.title == title) {
+        let expression = interpolate(target.expression, selection, picture::RANGE_SECONDS);
+        let answer = if target.is_range {
+            let start = time - picture::RANGE_SECONDS;
+            prometheus
+                .query_range(&expression, start, time, picture::STEP_SECONDS)
+                .await
+        } else {
+            prometheus.query(&expression, Some(time)).await
+        };
+        answers.push((target.reference, answer));
+        json = target.panel;
+    }
+    assert!(!answers.is_empty(), "there is no panel {title}");
+    Panel { json, answers }
+}
+
+fn checked_in_picture() -> String {
+    fs::read_to_string(root().join(PICTURE)).unwrap_or_default()
+}
+
+/// A text of the picture.
+#[derive(Debug)]
+struct Text {
+    text: String,
+    is_number: bool,
+    /// It is a number or a name that another machine may have otherwise.
+    is_of_machine: bool,
+}
+
+impl Text {
+    /// Whether a picture that was drawn elsewhere may say this in the same place.
+    fn is_like(&self, other: &Text) -> bool {
+        if self.text == other.text || self.is_of_machine && other.is_of_machine {
+            return true;
+        }
+        if !self.is_number || !other.is_number {
+            return false;
+        }
+        let parts = |text: &Text| -> Option<(f64, usize, String)> {
+            let end = text.text.find(|c: char| !(c.is_ascii_digit() || "-.".contains(c)))?;
+            let (number, unit) = text.text.split_at(end);
+            let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+            Some((number.parse().ok()?, decimals, unit.to_owned()))
+        };
+        let (Some(one), Some(other_one)) = (parts(self), parts(other)) else {
+            return false;
+        };
+        let last_digit = 10_f64.powi(-(one.1.min(other_one.1) as i32));
+        let is_close = (one.0 - other_one.0).abs() <= (PICTURE_TOLERANCE * one.0.abs()).max(1.001 * last_digit);
+        one.2 == other_one.2 && is_close
+    }
+}
+
+/// The texts of a picture in their order.
+fn texts(svg: &str) -> Vec<Text> {
+    let document = roxmltree::Document::parse(svg).unwrap_or_else(|error| panic!("{PICTURE}: {error}"));
+    let has_class = |node: &roxmltree::Node, class: &str| {
+        let classes = node.attribute("class").unwrap_or_default();
+        classes.split(' ').any(|one| one == class)
+    };
+    let texts = document.descendants().filter(|node| node.has_tag_name("text"));
+    texts
+        .map(|node| Text {
+            text: node.text().unwrap_or_default().to_owned(),
+            is_number: has_class(&node, picture::NUMBER),
+            is_of_machine: node.ancestors().any(|one| has_class(&one, picture::OF_THE_MACHINE))
+                && (has_class(&node, picture::NUMBER) || has_class(&node, picture::LABEL)),
+        })
+        .collect()
 }
 
 /// The ConfigMap for Grafana's sidecar holds the dashboards, whether it is built alone or with everything else, and can be
