@@ -29,7 +29,7 @@ const NEEDS_A_CLUSTER: How = How::NotRun("needs a cluster, and changes nothing t
 const CONTAINER_ENGINE: How = How::NotRun("needs a container engine");
 
 /// Every command of the documents. One that is not here fails the test, and one that no document has any more, too.
-const COMMANDS: [(&str, How); 58] = [
+const COMMANDS: [(&str, How); 59] = [
     ("amtool", How::RunBy("tests/alerts.rs", "\"check-config\"")),
     ("base64", PLAIN),
     ("buildah build", CONTAINER_ENGINE),
@@ -48,6 +48,7 @@ const COMMANDS: [(&str, How); 58] = [
     ),
     ("dmesg", ON_A_NODE),
     ("docker build", CONTAINER_ENGINE),
+    ("docker compose", CONTAINER_ENGINE),
     ("docker push", CONTAINER_ENGINE),
     ("docker save", CONTAINER_ENGINE),
     ("docker tag", CONTAINER_ENGINE),
