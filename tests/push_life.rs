@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lp_exporter::pushgateway::retire::Outlived;
 use lp_exporter::pushgateway::Pushgateway;
+use lp_exporter::pushgateway::retire::Outlived;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
