@@ -21,7 +21,7 @@ use anyhow::{Context, bail, ensure};
 use lp_exporter::exposition::{Body, Exposition, Family};
 use lp_exporter::metrics::{self, Found, WorkerTimes};
 use lp_exporter::owner::Owner;
-use lp_exporter::pushgateway::{GroupingKey, GroupingLabels, Pushgateway, PushgatewayConfig};
+use lp_exporter::pushgateway::{GroupingKey, GroupingLabels, Pushgateway};
 use lp_exporter::summary::peak_memory_bytes;
 use lp_exporter::volumes::collect::Collect;
 use lp_exporter::volumes::node_plan::{self, Base, NodePlan, PlannedVolume, Run};
