@@ -167,7 +167,7 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
         Some((&push_of_worker, &pushgateway, &grouping_labels)),
         &planning.template,
         log,
-    );
+    )?;
     Ok(Config {
         pushgateway,
         grouping_labels,
@@ -964,8 +964,9 @@ impl Session<'_> {
                 Outcome::NotMeasured {
                     reason: NodeReason::NumbersLost,
                     detail:
-                        "the Pushgateway was restarted during the run and has no memory of what was pushed before; \
-                             give it a disk (--persistence.file)"
+                        "the Pushgateway took what the worker pushed, and no longer has it: it was restarted during the run, \
+                         and what it keeps on a disk (--persistence.file) was written before (--persistence.interval); or \
+                         the worker pushed to another one"
                             .to_owned(),
                     summary,
                 },
@@ -1022,15 +1023,18 @@ impl Session<'_> {
         };
         let what_to_do = if is_plain(&owner.cluster_uid) && is_plain(&owner.cronjob) {
             format!(
-                "If the other one is gone, take its groups away: lp-exporter retire --match cluster_uid={} --match cronjob={}",
-                owner.cluster_uid, owner.cronjob
+                "If the other one is gone, take its groups away: lp-exporter retire --pushgateway-url {} --match \
+                 cluster_uid={} --match cronjob={} (with --dry-run it only says which)",
+                self.config.pushgateway.url(),
+                owner.cluster_uid,
+                owner.cronjob
             )
         } else {
             "Nothing of lp-exporter has such an owner: look at that group by hand".to_owned()
         };
         Err(RunError::BadConfiguration(format!(
-            "{} of the Pushgateway's groups lie where this run would push and are of another one: {} is of {}, and this is \
-             {}. Give each its own label (--grouping-label, as in cluster=west), in all places. {what_to_do}",
+            "groups on the Pushgateway lie where this run would push, {} of them, and are of another one: {} is of {}, \
+             and this is {}. Give each its own label (--grouping-label, as in cluster=west), in all places. {what_to_do}",
             others.len(),
             key.path(),
             one_line(&owner.to_string(), 3 * OWNER_MAX_CHARS),

@@ -165,10 +165,10 @@ fn environment_of_workers(
     redact: bool,
 ) -> anyhow::Result<Vec<(&'static str, String)>> {
     let Some(arguments) = push else {
-        return Ok(worker_environment(None, template, log));
+        return worker_environment(None, template, log);
     };
     let (pushgateway, labels) = pushgateway(arguments.clone())?;
-    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), template, log);
+    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), template, log)?;
     let redacted = |(name, value): (&'static str, String)| match name {
         "LP_EXPORTER_PUSHGATEWAY_URL" | "LP_EXPORTER_GROUPING_LABELS" if redact => (name, "redacted".to_owned()),
         _ => (name, value),

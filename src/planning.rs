@@ -38,6 +38,8 @@ const VOLUMES_A_SHRINK: usize = 4096;
 
 /// The variable with the URL.
 const URL: &str = "LP_EXPORTER_PUSHGATEWAY_URL";
+/// The variable with the labels that are added to each group.
+const GROUPING_LABELS: &str = "LP_EXPORTER_GROUPING_LABELS";
 /// Those that say who we are.
 const CREDENTIALS: [&str; 3] = [
     "LP_EXPORTER_PUSHGATEWAY_USERNAME_FILE",
@@ -295,11 +297,14 @@ fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
 /// What the workers are told by their environment. What is secret stays here, for a Job can be read by many, and so do the
 /// names of files, which a worker has only where the template mounts them: there the variables are to be set. Whoever has
 /// forgotten that is told.
+///
+/// # Errors
+/// The template gives the workers other grouping labels.
 pub fn worker_environment(
     push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
     template: &Template,
     log: LogArguments,
-) -> Vec<(&'static str, String)> {
+) -> anyhow::Result<Vec<(&'static str, String)>> {
     let level = match log.log_level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -311,7 +316,15 @@ pub fn worker_environment(
         LogFormat::Json => "json",
     };
     let mut environment = Vec::new();
-    if let Some((arguments, pushgateway, _)) = push {
+    if let Some((arguments, pushgateway, labels)) = push {
+        check_grouping_labels(labels, template)?;
+        if let Some(other) = other_url(pushgateway.url(), template) {
+            warn!(
+                "the Job template lets the workers push to {other}, and the controller pushes to {}: both have to lead to one \
+                 Pushgateway, or the workers' numbers are told as lost and never deleted",
+                pushgateway.url()
+            );
+        }
         let forgotten = secrets_forgotten(arguments, template);
         if !forgotten.is_empty() {
             warn!(
@@ -341,9 +354,32 @@ pub fn worker_environment(
     environment.push(("LP_EXPORTER_LOG_FORMAT", format.to_owned()));
     let labels = push.map(|(.., labels)| labels.to_string()).unwrap_or_default();
     if !labels.is_empty() {
-        environment.push(("LP_EXPORTER_GROUPING_LABELS", labels));
+        environment.push((GROUPING_LABELS, labels));
     }
-    environment
+    Ok(environment)
+}
+
+/// With other labels the workers would push groups that the controller neither finds nor deletes.
+fn check_grouping_labels(labels: &GroupingLabels, template: &Template) -> anyhow::Result<()> {
+    let Some(variable) = template.variable(GROUPING_LABELS) else {
+        return Ok(());
+    };
+    let is_alike = variable.value_from.is_none() && variable.value.as_deref().unwrap_or_default() == labels.to_string();
+    anyhow::ensure!(
+        is_alike,
+        "the Job template sets {GROUPING_LABELS} of the workers to something else than the controller has ({labels}), which \
+         could then neither find nor delete what they push: remove it there, for the controller tells its workers"
+    );
+    Ok(())
+}
+
+/// Where the template lets the workers push, as far as it says so in the open, if it is not where the controller does.
+fn other_url(own: &str, template: &Template) -> Option<String> {
+    let mut url = Url::parse(template.variable(URL)?.value.as_deref()?).ok()?;
+    // No secret is to be told.
+    let is_bare = url.set_username("").is_ok() && url.set_password(None).is_ok();
+    let url = is_bare.then(|| url.to_string())?;
+    (url.trim_end_matches('/') != own.trim_end_matches('/')).then_some(url)
 }
 
 /// What the controller has, and nothing in the template gives to the workers.
@@ -664,6 +700,65 @@ mod tests {
         ] {
             let found = is_proxy_forgotten(is_proxied, &template(of_container));
             assert_eq!(found, expected, "{is_proxied} {of_container}");
+        }
+    }
+
+    #[test]
+    fn workers_push_where_the_controller_looks() {
+        let template = |variable: &str| {
+            let template = format!(
+                "spec:\n  template:\n    spec:\n      restartPolicy: Never\n      containers:\n      - name: worker\n        env: [{variable}]"
+            );
+            Template::parse(&template).expect("a template")
+        };
+        let labels = |text: &str| {
+            let labels = text.split_terminator(',').map(|label| label.parse().expect("a label"));
+            GroupingLabels::new(labels, []).expect("labels")
+        };
+        for (own, variable, is_taken) in [
+            ("cluster=a", "", true),
+            (
+                "cluster=a",
+                "{name: LP_EXPORTER_GROUPING_LABELS, value: cluster=a}",
+                true,
+            ),
+            ("", "{name: LP_EXPORTER_GROUPING_LABELS, value: ''}", true),
+            ("", "{name: LP_EXPORTER_GROUPING_LABELS, value: cluster=a}", false),
+            (
+                "cluster=a",
+                "{name: LP_EXPORTER_GROUPING_LABELS, value: cluster=b}",
+                false,
+            ),
+            (
+                "cluster=a",
+                "{name: LP_EXPORTER_GROUPING_LABELS, valueFrom: {configMapKeyRef: {name: x, key: y}}}",
+                false,
+            ),
+        ] {
+            let checked = check_grouping_labels(&labels(own), &template(variable));
+            assert_eq!(checked.is_ok(), is_taken, "{own} {variable}: {checked:?}");
+        }
+        for (variable, expected) in [
+            ("", None),
+            (
+                "{name: LP_EXPORTER_PUSHGATEWAY_URL, value: 'http://pushgateway:9091'}",
+                None,
+            ),
+            (
+                "{name: LP_EXPORTER_PUSHGATEWAY_URL, value: 'http://user:marker@pushgateway:9091/'}",
+                None,
+            ),
+            (
+                "{name: LP_EXPORTER_PUSHGATEWAY_URL, value: 'http://user:marker@other:9091'}",
+                Some("http://other:9091/"),
+            ),
+            (
+                "{name: LP_EXPORTER_PUSHGATEWAY_URL, value: 'http://pushgateway:9091/x'}",
+                Some("http://pushgateway:9091/x"),
+            ),
+        ] {
+            let found = other_url("http://pushgateway:9091/", &template(variable));
+            assert_eq!(found.as_deref(), expected, "{variable}");
         }
     }
 }

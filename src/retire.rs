@@ -12,13 +12,11 @@ use tracing::{error, info, warn};
 use crate::cli::{GroupMatch, RetireArguments};
 use crate::exit::Exit;
 use crate::pushgateway::retire::{is_job_of_the_python_exporter, is_own_job};
-use crate::pushgateway::{Group, GroupingKey, PushError, Pushgateway};
+use crate::pushgateway::{Cause, Group, GroupingKey, PushError, Pushgateway};
 use crate::runtime::block_on;
 use crate::text::one_line;
 use crate::worker::{pushgateway_at, unix_seconds};
 
-/// For each request, with all its tries.
-const BUDGET: Duration = Duration::from_secs(30);
 /// So much of a label that somebody else wrote is shown.
 const TEXT_MAX_CHARS: usize = 200;
 
@@ -53,23 +51,32 @@ pub fn main(arguments: RetireArguments) -> Exit {
 
 /// Returns whether everything that matches is gone.
 async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool) -> Result<bool, PushError> {
-    let groups = pushgateway.groups(BUDGET).await?;
+    // For each request, with all its tries.
+    let budget = pushgateway.budget_max();
+    let groups = pushgateway.groups(budget).await?;
     let found = matching(&groups, matches);
-    let mut left = 0;
+    let mut deleted = 0;
     for (key, group) in &found {
         let told = describe(key, group);
         if dry_run {
             show(&format!("would delete {told}"));
             continue;
         }
-        match pushgateway.delete(key, BUDGET).await {
-            Ok(()) => show(&format!("deleted {told}")),
+        match pushgateway.delete(key, budget).await {
+            Ok(()) => {
+                deleted += 1;
+                show(&format!("deleted {told}"));
+            }
             Err(error) => {
-                left += 1;
                 error!("{error}");
+                // A server that does not answer for so long does not do so for the next group either.
+                if !matches!(error.cause, Cause::Refused { .. }) {
+                    break;
+                }
             }
         }
     }
+    let left = if dry_run { 0 } else { found.len() - deleted };
     if found.is_empty() {
         let is_own = |group: &&Group| GroupingKey::from_labels(&group.labels).is_some_and(|key| is_own_job(key.job()));
         let own = groups.iter().filter(is_own).count();
@@ -78,9 +85,9 @@ async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool
             groups.len()
         );
     } else if dry_run {
-        info!("{} groups match; nothing was deleted", found.len());
+        info!("groups that match: {}; nothing was deleted", found.len());
     } else {
-        info!("{} groups were deleted, {left} are left", found.len() - left);
+        info!("groups that were deleted: {deleted}, that are left: {left}");
     }
     Ok(left == 0)
 }

@@ -17,8 +17,11 @@ const MESSAGE_MAX_BYTES: usize = 4096;
 const EXAMPLES_MAX: usize = 10;
 /// Directories without an owner that are named.
 const ORPHANS_MAX: usize = 5;
-/// The longest text of an example or an error.
+/// The longest text of an example.
 const TEXT_MAX_CHARS: usize = 300;
+/// The longest error: with 500 bytes of the Pushgateway's own words, and what to do. In four bytes a character it still fits
+/// into a termination message.
+const ERROR_MAX_CHARS: usize = 850;
 
 /// The summary of a worker's run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,7 +90,7 @@ impl WorkerSummary {
         for example in &mut summary.examples {
             example.detail = shorten(&example.detail);
         }
-        summary.error = summary.error.as_deref().map(shorten);
+        summary.error = summary.error.as_deref().map(|error| one_line(error, ERROR_MAX_CHARS));
         loop {
             let text = serde_json::to_string(&summary).expect("a summary has only text keys");
             // Without examples it is bounded by the lengths of its names and of a short text.

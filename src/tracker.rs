@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::exit::Exit;
 use crate::summary::WorkerSummary;
+use crate::text::one_line;
 use crate::volumes::volume::{Node, NodeReason};
 
 /// How long workers of earlier runs may take to end after their Jobs were deleted: their grace period and a little more.
@@ -18,6 +19,8 @@ const HANGING_WORKERS_MAX: usize = 2;
 
 /// How long the end of a pod may come after that of its Job.
 const POD_END_PATIENCE: Duration = Duration::from_secs(2);
+/// So much is shown of what a worker said that left no summary.
+const WORDS_MAX_CHARS: usize = 800;
 
 /// Something that was seen in the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -718,7 +721,11 @@ fn failure(pod: &WorkerPod) -> Outcome {
         return not_measured(NodeReason::WorkerFailed, detail);
     };
     let summary = WorkerSummary::from_message(message);
-    let said = summary.as_ref().and_then(|summary| summary.error.clone());
+    let said = match &summary {
+        Some(summary) => summary.error.clone(),
+        // The end of its log, where the Job template lets kubelet take that.
+        None => Some(one_line(message.trim(), WORDS_MAX_CHARS)).filter(|words| !words.is_empty()),
+    };
     let detail = format!(
         "exit code {exit_code} ({reason}){}; its Job {} is kept for an hour",
         said.map(|said| format!(": {said}")).unwrap_or_default(),
@@ -887,7 +894,12 @@ mod tests {
         check(
             ended(PodPhase::Failed, 2, "Error", ""),
             true,
-            "worker_failed: exit code 2 (Error)",
+            "worker_failed: exit code 2 (Error);",
+        );
+        check(
+            ended(PodPhase::Failed, 2, "Error", "error: no such flag\n\nfor more see\n"),
+            true,
+            "worker_failed: exit code 2 (Error): error: no such flag",
         );
         check(
             ended(PodPhase::Failed, 137, "OOMKilled", ""),

@@ -1151,7 +1151,8 @@ scenarios! {
         says: &[
             "/metrics/job/lp-exporter-job/node/node-2 is of the CronJob lp-exporter/lp-exporter of the cluster other-uid",
             "--grouping-label",
-            "lp-exporter retire --match cluster_uid=other-uid --match cronjob=lp-exporter/lp-exporter",
+            "lp-exporter retire --pushgateway-url http://127.0.0.1:",
+            "--match cluster_uid=other-uid --match cronjob=lp-exporter/lp-exporter (with --dry-run",
         ],
         samples: &[(USED, &[("node", "node-2")], Some(1.0))],
         ..EARLY

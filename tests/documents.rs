@@ -79,11 +79,12 @@ const OTHER_LABELS: [&str; 9] = [
 ];
 
 /// Flags of other programs, which the documents name: of kubelet, k3s, the Prometheus operator, a Pushgateway and cargo.
-const OTHER_FLAGS: [&str; 8] = [
+const OTHER_FLAGS: [&str; 9] = [
     "--bench",
     "--default-local-storage-path",
     "--hostname-override",
     "--namespaces",
+    "--persistence.interval",
     "--push.disable-consistency-check",
     "--trees",
     "--help",

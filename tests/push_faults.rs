@@ -58,6 +58,10 @@ enum Way {
     Stranger(&'static str, &'static str, &'static [&'static str]),
     /// The server has this certificate and wants a password; the worker trusts that CA and has a password.
     Tls(&'static str, &'static str, &'static str),
+    /// The server has no TLS, and the URL says https.
+    NoTls,
+    /// The server has TLS, and the URL says http.
+    OnlyTls,
     /// The token is another one when the first try has failed.
     Token,
     /// The disk with the server's own file is full.
@@ -145,6 +149,8 @@ fn rows() -> Vec<(&'static str, Way)> {
         ),
         ("a certificate that has expired", Way::Tls("expired", "ca.pem", "test")),
         ("a certificate for another name", Way::Tls("misnamed", "ca.pem", "test")),
+        ("`https` to a server without TLS", Way::NoTls),
+        ("`http` to a server with TLS", Way::OnlyTls),
         ("a token that is rotated between two tries", Way::Token),
         ("the disk of its own file is full", Way::FullDisk),
         ("restarted without its file, after the capacities", Way::Restart(false)),
@@ -328,6 +334,24 @@ async fn bring_about(binary: &Path, way: &Way, certificates: Option<&Certificate
             // What is not to be trusted is not asked either.
             let groups = groups(asking).await.unwrap_or_default();
             worked.seen(groups.iter().any(is_of_node), Some(connections))
+        }
+        Way::NoTls => {
+            let certificates = certificates?;
+            let server = plain().await;
+            let proxy = FaultProxy::start(server.address, &[], Fault::Pass).await;
+            let ca = certificates.path("ca.pem");
+            let url = proxy.url().replace("http://", "https://");
+            let worked = work(&url, PUSH_BUDGET, &[("LP_EXPORTER_PUSHGATEWAY_CA_FILE", &ca)]).await;
+            worked.seen(holds_node(&server.url()).await, Some(proxy.connections()))
+        }
+        Way::OnlyTls => {
+            let certificates = certificates?;
+            let web_config = format!("--web.config.file={}", certificates.web_config_with("server").display());
+            let server = Server::start(binary, &[&web_config]).await;
+            let proxy = FaultProxy::start(server.address, &[], Fault::Pass).await;
+            let worked = work(&proxy.url(), PUSH_BUDGET, &[]).await;
+            // It takes nothing without TLS, so nobody could have pushed.
+            worked.seen(false, Some(proxy.connections()))
         }
         Way::Token => {
             let certificates = certificates?;

@@ -636,6 +636,10 @@ fn refuses_what_it_cannot_use() {
     check_config("http://marker:marker@host:99999", None, Err("invalid port number"));
     check_config("http://marker:marker@", None, Err("empty host"));
     check_config("http://host/?token=marker", None, Err("query"));
+    // It would be taken for a host, a port and a path, and shown.
+    check_config("http://user:12/marker@host:9091", None, Err("percent-encoded"));
+    check_config("http://user:12\\marker@host:9091", None, Err("percent-encoded"));
+    check_config("http://user:marker/x@host:9091", None, Err("percent-encoded"));
     check_config("http://host/#marker", None, Err("fragment"));
     check_config("http://marker:marker@host/prefix", None, Ok(()));
     check_config("https://host", Some(Path::new("/nowhere/ca.pem")), Err("No such file"));
@@ -988,7 +992,9 @@ async fn keeps_the_password_of_a_proxy() {
             };
             let pushgateway = Pushgateway::new(config).expect("a client");
             let error = pushgateway.groups(Duration::from_secs(1)).await.map(|_| ());
-            assert!(!format!("{error:?}").contains("marker"), "{error:?}");
+            let told = format!("{error:?} {}", error.as_ref().expect_err("no password is right"));
+            assert!(!told.contains("marker") && !told.contains("bWFya2Vy"), "{told}");
+            assert!(told.contains("through the proxy http://127.0.0.1"), "{told}");
             check_outcome(url, error, Err(expected));
         }
         return;
@@ -996,7 +1002,8 @@ async fn keeps_the_password_of_a_proxy() {
     if Certificates::make().is_none() {
         return;
     }
-    let refused = reply(407, "", "no");
+    // It repeats what it was sent.
+    let refused = reply(407, "", "not by Basic bWFya2VyOm1hcmtlcg==");
     let proxy = FaultyServer::start(&vec![refused; 20]).await;
     let url = format!("http://marker:marker@{}", proxy.address);
     let variables = [("HTTP_PROXY", url.as_str()), ("HTTPS_PROXY", &url), ("NO_PROXY", "")];

@@ -250,8 +250,13 @@ impl Template {
 
     /// Whether it sets a variable of the worker.
     pub fn sets_variable(&self, name: &str) -> bool {
+        self.variable(name).is_some()
+    }
+
+    /// What it sets a variable of the worker to, if it does. Of a name that stands there twice, the last one counts.
+    pub fn variable(&self, name: &str) -> Option<&EnvVar> {
         let variables = self.worker().and_then(|worker| worker.env.as_ref());
-        variables.into_iter().flatten().any(|variable| variable.name == name)
+        variables.into_iter().flatten().rfind(|variable| variable.name == name)
     }
 
     /// Whether the worker has variables that only a Secret or ConfigMap names.

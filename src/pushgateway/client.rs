@@ -16,7 +16,7 @@ use futures::TryStreamExt;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Response, StatusCode, redirect};
-use rustls::AlertDescription;
+use rustls::{AlertDescription, InvalidMessage};
 use tokio::time::Instant;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use url::Url;
@@ -58,8 +58,10 @@ pub struct Pushgateway {
     /// What all requests share: the server's URL without user and password, and these as a header that is marked as
     /// secret.
     template: Request,
-    /// The password in the URL, as it is and as it is sent.
-    secrets_of_url: Secrets,
+    /// The passwords in the URL and in that of the proxy, as they are and as they are sent.
+    secrets_of_urls: Secrets,
+    /// The proxy that requests go through, without user and password.
+    proxy: Option<String>,
     credentials: Credentials,
     request_timeout: Duration,
     budget_max: Duration,
@@ -110,9 +112,22 @@ impl Pushgateway {
             .map_err(failed)?;
         // The builder of a request, unlike Request::new, moves user and password from the URL to a header.
         let template = client.get(url).build().map_err(failed)?;
+        let mut secrets_of_urls = Secrets::of_header(template.headers().get(header::AUTHORIZATION));
+        // As reqwest finds it.
+        let proxies = Matcher::from_system();
+        let proxy = template
+            .url()
+            .as_str()
+            .parse()
+            .ok()
+            .and_then(|uri| proxies.intercept(&uri));
+        if let Some(proxy) = &proxy {
+            secrets_of_urls.extend(Secrets::of_header(proxy.basic_auth()));
+        }
         Ok(Self {
             client,
-            secrets_of_url: Secrets::of_header(template.headers().get(header::AUTHORIZATION)),
+            secrets_of_urls,
+            proxy: proxy.map(|proxy| origin(&proxy.uri().to_string())),
             template,
             credentials,
             request_timeout,
@@ -129,8 +144,7 @@ impl Pushgateway {
     /// Whether the environment of this process sends its requests to the server through a proxy.
     #[must_use]
     pub fn is_proxied(&self) -> bool {
-        let proxies = Matcher::from_system();
-        self.url().parse().is_ok_and(|uri| proxies.intercept(&uri).is_some())
+        self.proxy.is_some()
     }
 
     /// How long a request is tried at most, whatever budget its caller has.
@@ -210,6 +224,7 @@ impl Pushgateway {
                 return Err(PushError {
                     method: request.method().to_string(),
                     url: request.url().to_string(),
+                    proxy: self.proxy.clone(),
                     tries,
                     elapsed: begin.elapsed(),
                     cause,
@@ -233,7 +248,7 @@ impl Pushgateway {
             .credentials
             .read()
             .map_err(|error| Cause::Credentials { why: error.to_string() })?;
-        secrets.extend(self.secrets_of_url.clone());
+        secrets.extend(self.secrets_of_urls.clone());
         let mut request = request.try_clone().expect("a body in memory");
         *request.timeout_mut() = Some(timeout);
         if let Some(header) = header {
@@ -295,14 +310,16 @@ pub enum PushgatewayError {
 /// A request that the Pushgateway did not take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "{method} {url} failed after {tries} {} in {:.1} s: {cause}; {}",
-    if *.tries == 1 { "try" } else { "tries" }, .elapsed.as_secs_f64(), .cause.what_to_do()
+    "{method} {url}{} failed after {tries} {} in {:.1} s: {cause}; {}",
+    .proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default(), if *.tries == 1 { "try" } else { "tries" }, .elapsed.as_secs_f64(), .cause.what_to_do()
 )]
 pub struct PushError {
     /// The method of the request.
     pub method: String,
     /// Its URL, without user and password.
     pub url: String,
+    /// The proxy on the way there, without user and password.
+    pub proxy: Option<String>,
     /// How often it was tried.
     pub tries: u32,
     /// How long that took altogether.
@@ -324,6 +341,12 @@ pub enum Cause {
     #[error("the server is not trusted: {why}")]
     Untrusted {
         /// What is wrong with the certificate.
+        why: String,
+    },
+    /// The server answered a TLS handshake with something else.
+    #[error("the server does not speak TLS: {why}")]
+    NoTls {
+        /// What came.
         why: String,
     },
     /// The server wants a certificate of ours, or another one.
@@ -408,8 +431,12 @@ impl Cause {
                 "give a certificate that the server takes by LP_EXPORTER_PUSHGATEWAY_CLIENT_CERTIFICATE_FILE and \
                  LP_EXPORTER_PUSHGATEWAY_CLIENT_KEY_FILE"
             }
+            Self::NoTls { .. } => "write http:// in LP_EXPORTER_PUSHGATEWAY_URL if the Pushgateway has no TLS",
             Self::Credentials { .. } => "mount the file where the variable says that it is",
             Self::Busy { .. } => "see the log of the Pushgateway and of the proxies before it",
+            Self::Refused { status: 400, message } if message.contains(HTTP_TO_HTTPS) => {
+                "write https:// in LP_EXPORTER_PUSHGATEWAY_URL: the Pushgateway has TLS"
+            }
             Self::Refused { status: 400, .. } => {
                 "if another group holds the same series, or the same name with another type, delete that group or set \
                  LP_EXPORTER_GROUPING_LABELS to a label of this cluster's own"
@@ -449,6 +476,9 @@ const LAST_TRY: Duration = Duration::from_secs(1);
 /// What a server may ask for at most: a budget of minutes must not be slept away by one reply.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
+/// What a server in Go answers to a request without TLS where it expects TLS (net/http, server.go).
+const HTTP_TO_HTTPS: &str = "Client sent an HTTP request to an HTTPS server";
+
 /// So much of what a server says is shown.
 const MESSAGE_MAX_BYTES: usize = 500;
 
@@ -472,9 +502,21 @@ fn parse_url(text: &str) -> Result<Url, PushgatewayError> {
     if text.trim().is_empty() {
         return Err(refuse("it is empty"));
     }
-    let url = Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
+    let unencoded = "the characters / \\ : @ ? # % in a user or a password have to be percent-encoded, as in %2F for /";
+    let url = Url::parse(text).map_err(|error| {
+        let hint = if text.contains('@') {
+            format!(" ({unencoded})")
+        } else {
+            String::new()
+        };
+        refuse(&format!("{error}{hint}"))
+    })?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refuse("it begins with neither http:// nor https://"));
+    }
+    // What is meant as a password may have ended the part of the URL that holds one, and would be shown as a path.
+    if url.path().contains('@') {
+        return Err(refuse(&format!("its path has an @ in it; {unencoded}")));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(refuse(
@@ -546,7 +588,8 @@ async fn refusal(response: Response, secrets: &Secrets) -> Cause {
         (status, Some(location)) if status.is_redirection() => Cause::Refused {
             status: status.as_u16(),
             message: format!(
-                "it points to {}, and only redirects within the same server are followed",
+                "it points to {}, and only redirects within the same server are followed, {REDIRECTS_MAX} at most, that \
+                 do not turn the request into a GET",
                 shown(location.as_bytes(), secrets)
             ),
         },
@@ -569,6 +612,14 @@ fn shown_location(location: &HeaderValue) -> String {
     url.map_or_else(
         || "another path".to_owned(),
         |url| url.origin().ascii_serialization() + url.path(),
+    )
+}
+
+/// Scheme, host and port of a URL.
+fn origin(url: &str) -> String {
+    Url::parse(url).map_or_else(
+        |_| "of the environment".to_owned(),
+        |url| url.origin().ascii_serialization(),
     )
 }
 
@@ -616,6 +667,10 @@ fn transport_failure(error: &reqwest::Error, timeout: Duration) -> Cause {
     {
         Cause::NotTrusted {
             why: format!("it answers with the alert {alert:?}"),
+        }
+    } else if let Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) = tls {
+        Cause::NoTls {
+            why: deepest_cause(error),
         }
     } else if error.is_timeout() && !error.is_connect() {
         Cause::Unreachable {

@@ -174,6 +174,19 @@ impl GroupingKey {
         (*self == Self::for_node(node, grouping_labels)).then_some(node)
     }
 
+    /// Whether the group lies where one of this job and these extra labels does, on whatever node: for Prometheus, for which
+    /// an empty label is none.
+    #[must_use]
+    pub fn is_in_place_of(&self, job: &'static str, grouping_labels: &GroupingLabels) -> bool {
+        fn told(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
+            labels.iter().filter(|(_, value)| !value.is_empty())
+        }
+        let is_of_node = job == WORKER_JOB;
+        let has_node = self.labels.get(NODE_LABEL).is_some_and(|node| !node.is_empty());
+        let others = told(&self.labels).filter(|(name, _)| *name != NODE_LABEL);
+        self.job == job && has_node == is_of_node && others.eq(told(&grouping_labels.0))
+    }
+
     /// The path of the group below the Pushgateway's URL: `/metrics/job/<job>/<name>/<value>…`, the node first.
     #[must_use]
     pub fn path(&self) -> String {

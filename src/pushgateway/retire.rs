@@ -22,11 +22,8 @@ pub struct Ours<'a> {
 impl Ours<'_> {
     /// Whether a group lies where ours do, whoever pushed it.
     fn is_our_key(&self, key: &GroupingKey) -> bool {
-        let without_node = [CONTROLLER_JOB, REPORT_JOB, SUCCESS_JOB];
-        key.worker_node(self.grouping_labels).is_some()
-            || without_node
-                .iter()
-                .any(|job| *key == GroupingKey::new(job, self.grouping_labels))
+        let jobs = [WORKER_JOB, CONTROLLER_JOB, REPORT_JOB, SUCCESS_JOB];
+        jobs.iter().any(|job| key.is_in_place_of(job, self.grouping_labels))
     }
 
     /// Whether we pushed the group. The empty group that the server makes to tell of a refused push says nothing.
@@ -88,8 +85,9 @@ pub fn groups_to_retire(groups: &[Group], ours: Ours<'_>, nodes: Nodes<'_>) -> V
     let outlived = |group: &Group| {
         let key = GroupingKey::from_labels(&group.labels)?;
         let node = key.worker_node(ours.grouping_labels).filter(|_| ours.is_ours(group))?;
-        // Without it the server knows when the group was pushed.
-        let began = group.run_start_seconds.unwrap_or(group.push_time_seconds);
+        // Without it the server knows when the group was pushed; nor did a run begin after that, whatever its clock said.
+        let pushed = group.push_time_seconds;
+        let began = group.run_start_seconds.map_or(pushed, |began| began.min(pushed));
         let why = if group.push_time_seconds <= 0.0 {
             Outlived::NeverPushed
         } else if !nodes.with_volumes.contains(node) {
@@ -243,6 +241,8 @@ mod tests {
             ("start=none,pushed=500", None),
             ("start=none,owner=none,pushed=0", Some("NeverPushed")),
             ("start=499,pushed=1000", Some("TooOld")),
+            // By a clock that was wrong.
+            ("start=9000,pushed=499", Some("TooOld")),
         ] {
             let expected: Vec<String> = expected.iter().map(|why| format!("{key} {why}")).collect();
             let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
@@ -273,6 +273,10 @@ mod tests {
             ("job=lp-exporter,cluster=a,owner=them", Some("a"), true),
             ("job=lp-exporter,cluster=a,owner=them", None, false),
             ("job=backup,owner=them", None, false),
+            // For Prometheus, an empty label is none.
+            ("job=lp-exporter,cluster=,owner=them", None, true),
+            ("job=lp-exporter-job,node=n1,owner=them", Some(""), true),
+            ("job=lp-exporter-job,owner=them", None, false),
         ] {
             let groups = [group(text)];
             let ours = Ours {

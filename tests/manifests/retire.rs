@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use lp_exporter::pushgateway::retire::is_own_job;
 use serde_yaml::Value;
 
 use super::support::real_pushgateway::{Server, pushgateways};
@@ -15,7 +14,7 @@ use super::{INSTALL, blocks, has_kubectl, list, objects, one, read, rendered, sk
 
 const DRY_RUN: &str = "--dry-run";
 const SERVER: &str = "http://localhost:9091";
-/// The jobs that the document names, for those without a grouping label.
+/// The jobs of our groups.
 const JOBS: [&str; 4] = [
     "lp-exporter",
     "lp-exporter-job",
@@ -51,14 +50,13 @@ async fn the_pipeline_that_retires_takes_everything() {
     }
 }
 
-/// The commands for any machine: by the grouping label, and by the jobs where there is none. Then nothing is left, by the
+/// The commands for any machine: by the grouping label, and by the owner where there is none. Then nothing is left, by the
 /// command that looks.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_that_retire_take_everything() {
     let text = read(INSTALL);
-    for job in JOBS {
-        assert!(is_own_job(job) && text.contains(&format!("`{job}`")), "{job}");
-    }
+    let by_owner = "--match cluster_uid=UID --match cronjob=lp-exporter/lp-exporter";
+    assert!(text.contains(by_owner), "{INSTALL} lacks {by_owner}");
     let documented: Vec<String> = blocks("sh")
         .iter()
         .flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>())
@@ -88,10 +86,11 @@ async fn the_commands_that_retire_take_everything() {
         let (is_done, said) = sh(retire);
         assert!(is_done && said.contains("would delete"), "{said}");
         assert_eq!(groups(&gateway).await, before);
-        let labels = ["cluster=a", "cluster=b"].map(str::to_owned);
-        for by in labels.into_iter().chain(JOBS.map(|job| format!("job={job}"))) {
-            let (is_done, said) = sh(&retire.replace("cluster=a", &by).replace(DRY_RUN, ""));
-            assert!(is_done && said.contains("deleted"), "{by}: {said}");
+        let of_a_cluster = JOBS.len() + 1;
+        for by in [by_owner, "--match cluster=a", "--match cluster=b"] {
+            let (is_done, said) = sh(&retire.replace("--match cluster=a", by).replace(DRY_RUN, ""));
+            assert!(is_done, "{by}: {said}");
+            assert_eq!(said.matches("deleted /metrics/").count(), of_a_cluster, "{by}: {said}");
         }
         let left = groups(&gateway).await;
         assert!(
@@ -172,15 +171,26 @@ async fn fill(url: &str) {
             .filter(|job| **job != "lp-exporter-job")
             .map(|job| (*job).to_owned());
         for key in jobs.chain(nodes) {
-            let body = "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n";
+            // That of the group without a label is the one that the document calls so.
+            let uid = format!("UID{cluster}");
+            let body = format!(
+                "# TYPE local_volume_stats_used_bytes gauge\nlocal_volume_stats_used_bytes 1\n\
+                 # TYPE lp_exporter_owner_info gauge\n\
+                 lp_exporter_owner_info{{cluster_uid=\"{uid}\",cronjob=\"lp-exporter/lp-exporter\"}} 1\n"
+            );
             put(&client, &format!("{url}/metrics/job/{key}{cluster}"), body).await;
         }
     }
     let other = "# TYPE backup_seconds gauge\nbackup_seconds 1\n";
-    put(&client, &format!("{url}/metrics/job/backup/cluster/a"), other).await;
+    put(
+        &client,
+        &format!("{url}/metrics/job/backup/cluster/a"),
+        other.to_owned(),
+    )
+    .await;
 }
 
-async fn put(client: &reqwest::Client, url: &str, body: &'static str) {
+async fn put(client: &reqwest::Client, url: &str, body: String) {
     let status = client.put(url).body(body).send().await.expect("an answer").status();
     assert!(status.is_success(), "{url}: {status}");
 }
