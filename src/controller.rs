@@ -890,7 +890,7 @@ impl Session<'_> {
         } = self.config;
         let key = self.key(group::CONTROLLER_JOB);
         if let Some(capacities) = capacities
-            && !self.holds_ours(groups, &key)
+            && !self.held(groups).contains(&key)
         {
             warn!("the Pushgateway lost what this run had pushed; the capacities are pushed again");
             if let Err(error) = pushgateway.put(&key, capacities, PUSH_BUDGET).await {
@@ -924,8 +924,9 @@ impl Session<'_> {
         }
     }
 
-    /// The groups that the Pushgateway holds when all workers are done, if it tells. A node whose numbers it lost meanwhile
-    /// was measured for nothing, and the report says so.
+    /// The groups that the Pushgateway holds when all workers are done, if it tells. What it holds is what counts: a node
+    /// whose numbers it lost meanwhile was measured for nothing, and one whose worker gave up before its push was taken was
+    /// not.
     async fn groups_in_the_end(
         &self,
         outcomes: &mut BTreeMap<String, Outcome>,
@@ -939,10 +940,13 @@ impl Session<'_> {
             tokio::time::sleep(pause).await;
             match self.config.pushgateway.groups(budget).await {
                 Ok(groups) => {
-                    let lost = self.nodes_lost(outcomes, &groups);
-                    let key = self.key(group::CONTROLLER_JOB);
-                    let is_whole = lost.is_empty() && (!has_capacities || self.holds_ours(&groups, &key));
-                    seen = Some((groups, lost));
+                    let held = self.held(&groups);
+                    let is_there = |node: &str| held.contains(&self.key_of_node(node));
+                    let mut outcomes = outcomes.iter();
+                    let has_all =
+                        outcomes.all(|(node, outcome)| !matches!(outcome, Outcome::Measured(_)) || is_there(node));
+                    let is_whole = has_all && (!has_capacities || held.contains(&self.key(group::CONTROLLER_JOB)));
+                    seen = Some(groups);
                     if is_whole {
                         break;
                     }
@@ -953,47 +957,44 @@ impl Session<'_> {
                 }
             }
         }
-        let (groups, lost) = seen?;
-        for node in lost {
-            let outcome = outcomes.remove(&node);
-            let summary = outcome.and_then(|outcome| match outcome {
-                Outcome::Measured(summary) | Outcome::NotMeasured { summary, .. } => summary,
-            });
-            outcomes.insert(
-                node,
-                Outcome::NotMeasured {
-                    reason: NodeReason::NumbersLost,
-                    detail:
-                        "the Pushgateway took what the worker pushed, and no longer has it: it was restarted during the run, \
-                         and what it keeps on a disk (--persistence.file) was written before (--persistence.interval); or \
-                         the worker pushed to another one"
-                            .to_owned(),
-                    summary,
-                },
-            );
+        let groups = seen?;
+        let held = self.held(&groups);
+        for (node, outcome) in outcomes {
+            match (held.contains(&self.key_of_node(node)), &mut *outcome) {
+                (false, Outcome::Measured(summary)) => {
+                    let detail = "the Pushgateway took what the worker pushed, and no longer has it: it was restarted during \
+                                  the run, and what it keeps on a disk (--persistence.file) was written before \
+                                  (--persistence.interval); or the worker pushed to another one";
+                    *outcome = Outcome::NotMeasured {
+                        reason: NodeReason::NumbersLost,
+                        detail: detail.to_owned(),
+                        summary: summary.take(),
+                    };
+                }
+                (
+                    true,
+                    Outcome::NotMeasured {
+                        reason: NodeReason::NotDelivered,
+                        summary,
+                        ..
+                    },
+                ) => *outcome = Outcome::Measured(summary.take()),
+                _ => {}
+            }
         }
         Some(groups)
     }
 
-    /// The nodes that were measured and whose numbers the Pushgateway does not have.
-    fn nodes_lost(&self, outcomes: &BTreeMap<String, Outcome>, groups: &[Group]) -> Vec<String> {
-        let held: BTreeSet<GroupingKey> = groups
-            .iter()
-            .filter(|group| self.is_of_this_run(group))
+    /// The keys of the groups that this run pushed.
+    fn held(&self, groups: &[Group]) -> BTreeSet<GroupingKey> {
+        let of_this_run = groups.iter().filter(|group| self.is_of_this_run(group));
+        of_this_run
             .filter_map(|group| GroupingKey::from_labels(&group.labels))
-            .collect();
-        let is_lost = |node: &str| !held.contains(&GroupingKey::for_node(node, &self.config.grouping_labels));
-        outcomes
-            .iter()
-            .filter(|(node, outcome)| matches!(outcome, Outcome::Measured(_)) && is_lost(node))
-            .map(|(node, _)| node.clone())
             .collect()
     }
 
-    fn holds_ours(&self, groups: &[Group], key: &GroupingKey) -> bool {
-        groups
-            .iter()
-            .any(|group| self.is_of_this_run(group) && GroupingKey::from_labels(&group.labels).as_ref() == Some(key))
+    fn key_of_node(&self, node: &str) -> GroupingKey {
+        GroupingKey::for_node(node, &self.config.grouping_labels)
     }
 
     fn is_of_this_run(&self, group: &Group) -> bool {

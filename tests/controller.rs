@@ -780,6 +780,17 @@ scenarios! {
         ..WELL
     };
 
+    /// As where a push still waited when its worker gave up.
+    numbers_that_arrived_after_all_are_delivered: Case {
+        prepare: |stage| stage.gateway.script("PUT", "/node/node-2", Fault::Denied(403), None),
+        samples: &[
+            (NOT_MEASURED, &[("node", "node-2"), ("reason", "not_delivered")], None),
+            (USED, &[("node", "node-2")], Some(8192.0)),
+        ],
+        jobs_left: &["node-2"],
+        ..WELL
+    };
+
     a_worker_out_of_memory_is_told_as_such: Case {
         prepare: |stage| stage.fate("node-2", Fate::Exit(137, "OOMKilled", String::new())),
         samples: &[(NOT_MEASURED, &[("node", "node-2"), ("reason", "out_of_memory")], Some(1.0))],

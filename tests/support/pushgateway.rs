@@ -67,6 +67,8 @@ pub enum Fault {
     Cut,
     /// The request is carried out after this time.
     Slow(Duration),
+    /// The request is carried out, and this status says otherwise.
+    Denied(u16),
 }
 
 /// A request as it came in.
@@ -235,10 +237,10 @@ async fn serve(State(gateway): State<Pushgateway>, request: Request) -> Response
         Some(Fault::Status(code, text)) => return respond(code, text),
         Some(Fault::Cut) => return cut(),
         Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
-        None => {}
+        Some(Fault::Denied(_)) | None => {}
     }
     let mut world = gateway.world();
-    match (method.as_str(), path.as_str()) {
+    let done = match (method.as_str(), path.as_str()) {
         ("GET", "/metrics") => respond(200, world.exposition()),
         ("GET", "/api/v1/metrics") => respond(200, world.listing().to_string()),
         ("GET", "/-/ready" | "/-/healthy") => respond(200, "OK".to_owned()),
@@ -261,6 +263,10 @@ async fn serve(State(gateway): State<Pushgateway>, request: Request) -> Response
             },
         },
         _ => respond(404, "404 page not found".to_owned()),
+    };
+    match fault {
+        Some(Fault::Denied(code)) => respond(code, "nothing was done".to_owned()),
+        _ => done,
     }
 }
 
