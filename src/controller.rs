@@ -39,7 +39,8 @@ use crate::planning::{
 };
 use crate::pushgateway::group::{self, NODE_LABEL};
 use crate::pushgateway::{
-    Cause, Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_of_others, groups_to_retire,
+    Cause, Group, GroupingKey, GroupingLabels, Nodes, Ours, PushError, Pushgateway, groups_left_behind,
+    groups_of_others, groups_to_retire,
 };
 use crate::run_log::{is_whole, log_outcomes, log_plan, summarize};
 use crate::runtime::block_on;
@@ -399,6 +400,7 @@ impl Session<'_> {
         let groups = self.config.pushgateway.groups(first_push_budget);
         let groups = until_stopped(&mut stopped, groups).await??;
         self.refuse_to_share(&groups)?;
+        self.tell_what_is_left_behind(&groups);
         let names = self.config.planning.selection.claim_labels.names();
         let capacities =
             metrics::capacity_group(&found.plan, &self.run, *interval, &self.config.planning.collect, names);
@@ -1014,24 +1016,9 @@ impl Session<'_> {
         let Some((key, owner)) = others.first() else {
             return Ok(());
         };
-        // Whoever pushed it chose the words: only plain ones become part of a command.
-        let is_plain = |text: &str| {
-            !text.is_empty()
-                && text.len() <= OWNER_MAX_CHARS
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte))
-        };
-        let what_to_do = if is_plain(&owner.cluster_uid) && is_plain(&owner.cronjob) {
-            format!(
-                "If the other one is gone, take its groups away: lp-exporter retire --pushgateway-url {} --match \
-                 cluster_uid={} --match cronjob={} (with --dry-run it only says which)",
-                self.config.pushgateway.url(),
-                owner.cluster_uid,
-                owner.cronjob
-            )
-        } else {
-            "Nothing of lp-exporter has such an owner: look at that group by hand".to_owned()
+        let what_to_do = match self.retire_command(owner, &[]) {
+            Some(command) => format!("If the other one is gone, take its groups away: {command}"),
+            None => "Nothing of lp-exporter has such an owner: look at that group by hand".to_owned(),
         };
         Err(RunError::BadConfiguration(format!(
             "groups on the Pushgateway lie where this run would push, {} of them, and are of another one: {} is of {}, \
@@ -1041,6 +1028,45 @@ impl Session<'_> {
             one_line(&owner.to_string(), 3 * OWNER_MAX_CHARS),
             self.run.owner,
         )))
+    }
+
+    /// Says which groups of ours lie under other labels than ours are now: they would be told for ever.
+    fn tell_what_is_left_behind(&self, groups: &[Group]) {
+        let left = groups_left_behind(groups, self.ours());
+        let Some(key) = left.first() else { return };
+        let missing = self.config.grouping_labels.names().map(|name| (name, ""));
+        let missing = missing.filter(|(name, _)| key.extra_labels().all(|(other, _)| other != *name));
+        let labels: Vec<(&str, &str)> = key.extra_labels().chain(missing).collect();
+        let what_to_do = match self.retire_command(&self.run.owner, &labels) {
+            Some(command) => format!("if nobody needs them, take them away: {command}"),
+            None => "if nobody needs them, take them away by lp-exporter retire".to_owned(),
+        };
+        warn!(
+            "this CronJob has pushed under other grouping labels before, and no run deletes that: {} of its groups are on the \
+             Pushgateway, as {}; {what_to_do}",
+            left.len(),
+            one_line(&key.path(), 3 * OWNER_MAX_CHARS),
+        );
+    }
+
+    /// The command that deletes the groups of this owner with these labels. Whoever pushed them chose the words: only plain
+    /// ones become part of a command.
+    fn retire_command(&self, owner: &Owner, labels: &[(&str, &str)]) -> Option<String> {
+        let is_plain = |text: &str| {
+            let mut bytes = text.bytes();
+            text.len() <= OWNER_MAX_CHARS && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte))
+        };
+        let owner = [("cluster_uid", owner.cluster_uid.as_str()), ("cronjob", &owner.cronjob)];
+        let is_owned = owner.iter().all(|(_, value)| !value.is_empty());
+        let matches = owner.iter().chain(labels);
+        let is_usable = is_owned && matches.clone().all(|(name, value)| is_plain(name) && is_plain(value));
+        is_usable.then(|| {
+            let matches: String = matches
+                .map(|(name, value)| format!(" --match {name}={value}"))
+                .collect();
+            let url = self.config.pushgateway.url();
+            format!("lp-exporter retire --pushgateway-url {url}{matches} (with --dry-run it only says which)")
+        })
     }
 }
 

@@ -1156,6 +1156,21 @@ scenarios! {
         ..WELL_WITHOUT_NODE_2
     };
 
+    groups_of_ours_under_other_labels_are_told: Case {
+        prepare: |stage| {
+            let body = format!("# TYPE lp_exporter_owner_info gauge\nlp_exporter_owner_info{OWN} 1\n");
+            stage.gateway.push("job/lp-exporter-job/node/node-9/cluster/old", &body);
+        },
+        says: &[
+            "this CronJob has pushed under other grouping labels before",
+            "--match cronjob=lp-exporter/lp-exporter --match cluster=old (with --dry-run",
+        ],
+        check: |stage, _ended| {
+            assert!(stage.gateway.group(&[("job", "lp-exporter-job"), ("node", "node-9"), ("cluster", "old")]).is_some());
+        },
+        ..WELL
+    };
+
     groups_of_another_cluster_in_our_place: Case {
         prepare: |stage| push_of_run(stage, "node-2", OTHER_CLUSTER, 0.0),
         code: 2,

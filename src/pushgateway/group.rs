@@ -174,6 +174,12 @@ impl GroupingKey {
         (*self == Self::for_node(node, grouping_labels)).then_some(node)
     }
 
+    /// Its extra labels: all but the job and the node.
+    pub fn extra_labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let labels = self.labels.iter().filter(|(name, _)| *name != NODE_LABEL);
+        labels.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Whether the group lies where one of this job and these extra labels does, on whatever node: for Prometheus, for which
     /// an empty label is none.
     #[must_use]

@@ -19,5 +19,5 @@ pub use client::{Cause, PushError, Pushgateway, PushgatewayConfig, PushgatewayEr
 pub use credentials::CredentialsError;
 pub use group::{GroupingKey, GroupingLabel, GroupingLabelError, GroupingLabels};
 pub use list::Group;
-pub use retire::{Nodes, Ours, groups_of_others, groups_to_retire};
+pub use retire::{Nodes, Ours, groups_left_behind, groups_of_others, groups_to_retire};
 pub use tls::TlsError;

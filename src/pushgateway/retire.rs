@@ -45,6 +45,19 @@ pub fn groups_of_others<'g>(groups: &'g [Group], ours: Ours<'_>) -> Vec<(Groupin
         .collect()
 }
 
+/// The keys of those among `groups` that we pushed when our extra labels were others. No run deletes them, because nothing
+/// says that they are of the past: two runs with two labels may be meant so.
+#[must_use]
+pub fn groups_left_behind(groups: &[Group], ours: Ours<'_>) -> Vec<GroupingKey> {
+    let was_pushed = groups
+        .iter()
+        .filter(|group| group.push_time_seconds > 0.0 && group.owner.as_ref() == Some(ours.owner));
+    was_pushed
+        .filter_map(|group| GroupingKey::from_labels(&group.labels))
+        .filter(|key| is_own_job(key.job()) && !ours.is_our_key(key))
+        .collect()
+}
+
 /// Why a group goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlived {
@@ -288,6 +301,30 @@ mod tests {
                 expected,
                 "{text} for {cluster:?}"
             );
+        }
+    }
+
+    #[test]
+    fn groups_under_other_labels_are_found() {
+        for (text, cluster, expected) in [
+            ("job=lp-exporter", None, false),
+            ("job=lp-exporter,cluster=a", None, true),
+            ("job=lp-exporter-job,node=n1,cluster=a", None, true),
+            ("job=lp-exporter-job,node=n1", Some("a"), true),
+            ("job=lp-exporter-job,node=n1,cluster=a", Some("a"), false),
+            ("job=lp-exporter-job,node=n1,cluster=a", Some("b"), true),
+            ("job=lp-exporter-job,node=n1,cluster=a,owner=them", Some("b"), false),
+            ("job=lp-exporter-job,node=n1,cluster=a,owner=none", Some("b"), false),
+            ("job=lp-exporter-job,node=n1,cluster=a,pushed=0", Some("b"), false),
+            ("job=backup,cluster=a", None, false),
+        ] {
+            let groups = [group(text)];
+            let ours = Ours {
+                grouping_labels: &labels(cluster),
+                owner: &owner("us"),
+            };
+            let found = groups_left_behind(&groups, ours);
+            assert_eq!(!found.is_empty(), expected, "{text} for {cluster:?}");
         }
     }
 
