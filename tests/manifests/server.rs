@@ -22,6 +22,9 @@ use super::{
 
 /// A folder with the definitions of the Prometheus operator's objects.
 const CRDS_VARIABLE: &str = "LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS";
+const MEASURE: &str = "docs/measure.md";
+/// The namespace that this document makes.
+const MEASURED_IN: &str = "lp-measure";
 const IMAGE_VARIABLE: &str = "LP_EXPORTER_TEST_IMAGE";
 /// The namespace with a claim, and with a receiver of alerts.
 const OUTSIDE: &str = "lp-stack";
@@ -38,6 +41,7 @@ fn an_api_server_takes_the_objects() {
         return skip("what an API server says", &why);
     };
     let mut made = Made::in_a_free_namespace();
+    made.later(&["namespace", MEASURED_IN]);
     kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
     made.define(&definitions);
     for overlay in overlays() {
@@ -353,6 +357,7 @@ fn the_admission_policy_is_enforced() {
     ];
     let error = in_namespace(&debugger).expect_err("another image beside the directories of the node");
     assert!(error.contains("may run"), "{error}");
+    the_pod_that_measures_is_taken_elsewhere(&image);
 
     // What was let in before can be labelled and ended, and not made to run anything else.
     in_namespace(&["label", "pod", "from-before", "changed=true"]).expect("no change of what runs");
@@ -361,6 +366,35 @@ fn the_admission_policy_is_enforced() {
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         kubectl(&["delete", kind, "lp-exporter"]).expect("it goes");
     }
+}
+
+/// The pod of docs/measure.md is let into the namespace that the document makes, by its commands, and not into ours.
+fn the_pod_that_measures_is_taken_elsewhere(image: &str) {
+    let text = read(MEASURE);
+    let (_, section) = text.split_once("\n## On a node of a cluster\n").expect("a heading");
+    let first = |language: &str| {
+        let block = section.split(&format!("```{language}\n")).nth(1);
+        block.and_then(|rest| rest.split("```").next()).expect("a block")
+    };
+    let output = Command::new("sh")
+        .args(["-euc", first("sh")])
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut pod = yaml_of(first("yaml"));
+    pod["spec"]["nodeName"] = "no-such-node".into();
+    pod["spec"]["containers"][0]["image"] = image.into();
+    create(&pod, &["--dry-run=server"]).expect("the pod of the document");
+    assert_eq!(text_of(&pod["metadata"]["namespace"]), MEASURED_IN);
+    let removal = format!("kubectl delete namespace {MEASURED_IN}");
+    assert!(text.contains(&removal), "{MEASURE} lacks {removal}");
+
+    // The account does not help it either.
+    pod["metadata"]["namespace"] = NAMESPACE.into();
+    pod["spec"]["serviceAccountName"] = "lp-exporter-worker".into();
+    let error = create(&pod, &["--dry-run=server"]).expect_err("it is no worker");
+    let is_ours = error.contains("ValidatingAdmissionPolicy 'lp-exporter'");
+    assert!(is_ours && error.contains("the arguments [worker]"), "{error}");
 }
 
 /// The account of the base, which pods name; the overlays that are applied later find it there.
