@@ -3,7 +3,9 @@
 //! said not to be run at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use clap::Parser;
@@ -171,7 +173,7 @@ fn every_command_is_one_that_is_known_to_work() {
 fn blocks_that_plan_from_a_dump_run() {
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_lp-exporter"));
     let folder = tempfile::tempdir().expect("a temporary directory");
-    std::fs::copy(
+    fs::copy(
         root().join("tests/dumps/local-path.json"),
         folder.path().join("dump.json"),
     )
@@ -202,6 +204,34 @@ fn blocks_that_plan_from_a_dump_run() {
         count += 1;
     }
     assert!(count >= 2, "only {count} blocks were run");
+}
+
+/// `kubectl logs -f` does not wait for a container: of a pod without a node it shows nothing and succeeds, and while the
+/// container is made it fails. The loop of the documents goes on until there is a log.
+#[test]
+fn the_loop_that_waits_for_a_log_ends_with_it() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join("kubectl");
+    let stand_in = "#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho >> asked\n\
+                    case $(wc -l < asked) in\n1) ;;\n2) echo ContainerCreating >&2; exit 1 ;;\n*) echo first; echo last ;;\nesac\n";
+    fs::write(&path, stand_in).expect("it can be written to");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let loops: BTreeSet<String> = shell_blocks()
+        .iter()
+        .flat_map(|(_, block)| block.lines())
+        .filter(|line| line.starts_with("until ") && line.contains("first-run"))
+        .map(str::to_owned)
+        .collect();
+    let [one]: [String; 1] = Vec::from_iter(loops).try_into().expect("the same loop everywhere");
+    let others = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("sh")
+        .args(["-euc", &one])
+        .env("PATH", format!("{}:{others}", folder.path().display()))
+        .output()
+        .expect("every system has a shell");
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "first\nlast\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "ContainerCreating\n");
 }
 
 /// Commands in the midst of a text may leave away what goes without saying, and no more.
@@ -395,6 +425,11 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         }
     }
     end_word(&mut word, &mut is_target, &mut found);
+    // What a loop tries and does are commands.
+    for words in &mut found {
+        let is_of_the_shell = |word: &String| ["until", "do", "done"].contains(&word.as_str());
+        words.drain(..words.iter().take_while(|word| is_of_the_shell(word)).count());
+    }
     found.retain(|words| !words.is_empty());
     found
 }
@@ -409,6 +444,10 @@ fn commands_are_told_apart() {
         ("a \\\n  b > c &\nd", vec![vec!["a", "b"], vec!["d"]]),
         ("a x-$(date +%s) < /dev/null", vec![vec!["a", "x-(date +%s"]]),
         ("{\n  a 'b\nc'\n} > d", vec![vec!["a", "b\nc"]]),
+        (
+            "until a -f b | c .; do d 1; done",
+            vec![vec!["a", "-f", "b"], vec!["c", "."], vec!["d", "1"]],
+        ),
     ] {
         assert_eq!(commands(text), expected, "{text}");
     }

@@ -443,7 +443,7 @@ fn overlays_come_and_go() {
 /// the image.
 fn the_job_that_retires_is_taken() {
     let pipeline = pipeline();
-    let lines = pipeline.lines().filter(|line| !line.starts_with("kubectl logs"));
+    let lines = pipeline.lines().filter(|line| !line.contains("kubectl logs "));
     let script: Vec<_> = lines.collect();
     let output = Command::new("sh")
         .args(["-euc", &script.join("\n")])
