@@ -734,6 +734,52 @@ fn the_admission_policy_knows_the_program() {
     assert_eq!(selected["kubernetes.io/metadata.name"], NAMESPACE);
 }
 
+/// The values for the chart's Alertmanager: every rule of the chart leaves our alerts alone, ours stand in the place that is
+/// named, and a real Alertmanager takes the whole.
+#[test]
+fn the_charts_alertmanager_leaves_our_alerts_alone() {
+    const PLACE: &str = "    # Here those of alertmanager/alertmanager.yaml.\n";
+    const OURS: &str = r#"alertname !~ "LocalVolume.*|LpExporter.*""#;
+    let values = blocks("yaml")
+        .into_iter()
+        .find(|block| block.starts_with("alertmanager:\n"));
+    let values = values.expect("values for the chart");
+    let of_chart = &yaml_of(&values)["alertmanager"]["config"]["inhibit_rules"];
+    assert_eq!(list(of_chart).len(), 4, "the rules of the chart");
+    for rule in list(of_chart) {
+        // InfoInhibitor is no alert of ours, and no source keeps another alert than it away.
+        let targets = list(&rule["target_matchers"]);
+        let is_of_inhibitor = targets == [Value::from("alertname = InfoInhibitor")];
+        assert!(is_of_inhibitor || targets.contains(&OURS.into()), "{rule:?}");
+    }
+    let example = yaml("alertmanager/alertmanager.yaml");
+    let names = text_of(&list(&example["inhibit_rules"])[0]["target_matchers"][0]);
+    assert!(names.contains("LocalVolume.*"), "the names of our alerts: {names}");
+
+    let own = serde_yaml::to_string(&example["inhibit_rules"]).expect("YAML");
+    let own: String = own.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(values.contains(PLACE), "{values}");
+    let mut config = yaml_of(&values.replace(PLACE, &own))["alertmanager"]["config"].clone();
+    assert_eq!(
+        list(&config["inhibit_rules"]).len(),
+        list(of_chart).len() + list(&example["inhibit_rules"]).len()
+    );
+    config["route"] = example["route"].clone();
+    config["receivers"] = example["receivers"].clone();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("alertmanager.yaml");
+    fs::write(&file, serde_yaml::to_string(&config).expect("YAML")).expect("it can be written to");
+    for amtool in servers("amtool") {
+        let output = Command::new(&amtool)
+            .arg("check-config")
+            .arg(&file)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{}: {said}", amtool.display());
+    }
+}
+
 /// Prometheus takes the objects, and the claims keep their namespace.
 #[test]
 fn the_operator_takes_its_objects() {
