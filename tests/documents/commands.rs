@@ -1,6 +1,6 @@
 //! What the documents tell people to type. Every command is one that is listed here, with how it is known to work: those of
 //! this program are read by its own parser, kubectl's flags are looked up in kubectl, and the rest is run by another test or
-//! said not to be run at all.
+//! said not to be run at all. That is about commands; a block as a whole that no test runs has a mark in its document.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ use super::{blocks, code_spans, documents, read, root};
 enum How {
     /// Its arguments are read here, by the parser of the program itself.
     Parsed,
-    /// The test in this file runs it; the second is what shows it there.
+    /// The test in this file runs such a command, if not with these arguments; the second is what shows it there.
     RunBy(&'static str, &'static str),
     /// No test runs it, and why.
     NotRun(&'static str),
@@ -108,6 +108,70 @@ const COMMANDS: [(&str, How); 59] = [
     ("tr", PLAIN),
 ];
 
+/// Stands right above a block that no test runs.
+const BLOCK_MARK: &str = "<!-- No test runs this block as it stands. -->";
+/// Stands alone in a document of which no test runs any block.
+const PAGE_MARK: &str = "<!-- No test runs the blocks of commands on this page as they stand. -->";
+
+/// The blocks that are run as they stand: the document, how the block begins, who runs it, and what shows it there. Those
+/// that plan from a dump are not listed: they are run here.
+const RUN: [(&str, &str, &str, &str); 9] = [
+    (
+        "README.md",
+        "cargo run --release --example demo\ncargo test\n",
+        ".ci/run",
+        "make demo",
+    ),
+    (
+        "docs/alerts.md",
+        "sed -i 's|https://lp-exporter.example",
+        "tests/alerts.rs",
+        "let [addresses, threshold] = scripts",
+    ),
+    (
+        "docs/alerts.md",
+        "sed -i '/:claim_usage_high_ratio",
+        "tests/alerts.rs",
+        "let [addresses, threshold] = scripts",
+    ),
+    (
+        "docs/install.md",
+        "openssl req ",
+        "tests/manifests.rs",
+        "fn secrets_script(",
+    ),
+    (
+        "docs/install.md",
+        "kubectl delete clusterrole,",
+        "tests/manifests/server.rs",
+        "in removed_by_label()",
+    ),
+    (
+        "docs/install.md",
+        "kubectl patch cronjob ",
+        "tests/manifests/retire.rs",
+        "fn pipeline(",
+    ),
+    (
+        "docs/install.md",
+        "lp-exporter retire ",
+        "tests/manifests/retire.rs",
+        "let [retire, look] = documented",
+    ),
+    (
+        "docs/install.md",
+        "kubectl get namespace,clusterrole",
+        "tests/manifests/server.rs",
+        "fn looked_for_at_the_end(",
+    ),
+    (
+        "docs/measure.md",
+        "kubectl create namespace ",
+        "tests/manifests/server.rs",
+        "first(\"sh\")",
+    ),
+];
+
 /// Programs whose second word says what they do.
 const WITH_SUBCOMMANDS: [&str; 12] = [
     "buildah",
@@ -168,6 +232,60 @@ fn every_command_is_one_that_is_known_to_work() {
     }
 }
 
+/// A block that no test runs says so in its document, and no other one does.
+#[test]
+fn blocks_that_are_not_run_are_marked() {
+    let mut used = [0; RUN.len()];
+    let mut wrong = Vec::new();
+    for (document, text) in documents() {
+        let of_page = text.matches(PAGE_MARK).count();
+        let marks = of_page + text.matches(BLOCK_MARK).count();
+        let lines: Vec<&str> = text.lines().collect();
+        let openings = lines.iter().enumerate().filter(|(_, line)| line.trim() == "```sh");
+        let mut marked = 0;
+        for ((at, _), block) in openings.zip(blocks(&text, "sh")) {
+            let listed = RUN
+                .iter()
+                .position(|(of, start, ..)| *of == document && block.starts_with(start));
+            if let Some(index) = listed {
+                used[index] += 1;
+            }
+            let is_run = listed.is_some() || plans_from_a_dump(&block);
+            let has_mark = of_page > 0 || at > 0 && lines[at - 1].trim() == BLOCK_MARK;
+            marked += usize::from(has_mark);
+            if is_run == has_mark {
+                let should = if is_run { "is run, and marked" } else { "is not run" };
+                wrong.push(format!("{document}:{}: {should}", at + 1));
+            }
+        }
+        if marks != if of_page > 0 { 1 } else { marked } {
+            wrong.push(format!("{document} has marks above something else"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "put or remove \"{BLOCK_MARK}\" above:\n{}",
+        wrong.join("\n")
+    );
+    for ((document, start, test, shown), count) in RUN.into_iter().zip(used) {
+        assert_eq!(count, 1, "blocks of {document} that begin with {start}");
+        assert!(
+            read(test).contains(shown),
+            "{test} does not run {start}: it lacks {shown}"
+        );
+    }
+}
+
+/// Whether a block needs nothing but the program and a dump.
+fn plans_from_a_dump(block: &str) -> bool {
+    let commands = commands(block);
+    let needs_the_dump_only = |words: &Vec<String>| match words[0].as_str() {
+        "lp-exporter" => words[1] == "plan" && words.contains(&"dump.json".to_owned()),
+        filter => ["sed", "head", "base64", "gunzip"].contains(&filter),
+    };
+    commands.iter().all(needs_the_dump_only) && commands[0][0] == "lp-exporter"
+}
+
 /// Blocks that need nothing but the program and a dump are run.
 #[test]
 fn blocks_that_plan_from_a_dump_run() {
@@ -182,12 +300,7 @@ fn blocks_that_plan_from_a_dump_run() {
     let path = format!("{}:{others}", program.parent().expect("its folder").display());
     let mut count = 0;
     for (document, block) in shell_blocks() {
-        let commands = commands(&block);
-        let needs_the_dump_only = |words: &Vec<String>| match words[0].as_str() {
-            "lp-exporter" => words[1] == "plan" && words.contains(&"dump.json".to_owned()),
-            filter => ["sed", "head", "base64", "gunzip"].contains(&filter),
-        };
-        if !commands.iter().all(needs_the_dump_only) || commands[0][0] != "lp-exporter" {
+        if !plans_from_a_dump(&block) {
             continue;
         }
         let mut shell = Command::new("sh");

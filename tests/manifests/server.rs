@@ -16,8 +16,8 @@ use serde_yaml::Value;
 
 use super::retire::pipeline;
 use super::{
-    INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, copy_of_the_manifests, has_kubectl, kubectl, list_mut, objects, one,
-    overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
+    INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, blocks, copy_of_the_manifests, has_kubectl, kubectl, list_mut,
+    objects, one, overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
 };
 
 /// A folder with the definitions of the Prometheus operator's objects.
@@ -481,6 +481,19 @@ fn apply_twice(what: &[&str]) {
 
 fn nothing_is_left() {
     assert_eq!(left(), BTreeSet::new(), "what {INSTALL} removes");
+    let command = looked_for_at_the_end();
+    let output = Command::new("sh").args(["-euc", &command]).output().expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command}");
+}
+
+/// The command by which docs/install.md sees that nothing is left in the cluster. tests/manifests/retire.rs runs the one
+/// below it, for the Pushgateway.
+fn looked_for_at_the_end() -> String {
+    let blocks = blocks("sh");
+    let mut lines = blocks.iter().flat_map(|block| block.lines());
+    let found = lines.find(|line| line.starts_with("kubectl get namespace,"));
+    found.expect("a command that looks").to_owned()
 }
 
 /// The namespace and what is outside of it, by the label, as `kind/name`.
