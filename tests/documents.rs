@@ -336,7 +336,6 @@ fn the_pod_that_measures_may_do_what_a_worker_may() {
     let (pod, worker) = (&pod["spec"], &worker["spec"]["template"]["spec"]);
     for field in [
         "restartPolicy",
-        "serviceAccountName",
         "automountServiceAccountToken",
         "tolerations",
         "securityContext",

@@ -411,6 +411,8 @@ fn the_document_shows_overlays_that_build() {
         objects(&made.unwrap_or_else(|error| panic!("{text}: {error}")))
     };
     let mut tried = 0;
+    let mut with_another_image: Vec<String> = Vec::new();
+    let mut with_policy = 0;
     let mut with_operator_and_password = 0;
     for block in blocks("yaml") {
         let mut kustomization = yaml_of(&block);
@@ -436,6 +438,11 @@ fn the_document_shows_overlays_that_build() {
         assert_ne!(made, build(&plain), "changes nothing:\n{block}");
         made.iter().for_each(check_object);
         check_references(&made);
+        check_image_of_the_policy(&made);
+        if block.contains("images:") {
+            with_another_image.push(text_of(image_of_the_controller(&made)).to_owned());
+            with_policy += usize::from(made.iter().any(|object| object["kind"] == "ValidatingAdmissionPolicy"));
+        }
         if block.contains("overlays/kube-prometheus-stack") && block.contains("tls-and-authentication") {
             with_operator_and_password += 1;
             // As it stands there, comments included.
@@ -444,18 +451,123 @@ fn the_document_shows_overlays_that_build() {
             check_scraping_with_a_password(&made);
             let monitor = one(&made, "ServiceMonitor", "lp-exporter");
             assert_eq!(monitor["metadata"]["labels"]["release"], "kube-prometheus-stack");
-            let image = &one(&made, "CronJob", "lp-exporter")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-                [0]["image"];
-            let policy = one(&made, "ValidatingAdmissionPolicy", "lp-exporter");
-            assert_eq!(variable(policy, "image"), format!("'{}'", text_of(image)));
+            one(&made, "ValidatingAdmissionPolicy", "lp-exporter");
             one(&made, "NetworkPolicy", "pushgateway");
         }
     }
-    assert_eq!(tried, 6, "the overlays that {INSTALL} shows");
+    assert_eq!(tried, 7, "the overlays that {INSTALL} shows");
+    assert_eq!(
+        with_another_image, ["registry.example/lp-exporter:0.1.0"; 2],
+        "those with an image"
+    );
+    assert_eq!(with_policy, 1, "of them with the admission policy");
     assert_eq!(
         with_operator_and_password, 1,
         "of them with the operator's objects and a password"
     );
+}
+
+/// Without the lines that docs/install.md adds the policy would refuse every worker, and with them it does not where the
+/// component and the image are named in one file either.
+#[test]
+fn the_policy_follows_the_image() {
+    if !has_kubectl() {
+        return skip("the image of the admission policy", "kubectl is not on the PATH");
+    }
+    let copy = copy_of_the_manifests();
+    let own = copy.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    let build = |overlay: &str, rest: &str| {
+        let text = format!(
+            "resources: [../manifests/overlays/{overlay}]\n\
+             images: [{{name: localhost/lp-exporter, newName: registry.example/a, newTag: '2'}}]\n{rest}"
+        );
+        fs::write(own.join("kustomization.yaml"), text).expect("it can be written to");
+        objects(&kubectl(&["kustomize", own.to_str().expect("text")]).expect("it builds"))
+    };
+    let policy_of = |made: &[Value]| variable(one(made, "ValidatingAdmissionPolicy", "lp-exporter"), "image");
+    let lines = "transformers: [../manifests/components/admission-policy/image]\n";
+    let component = "components: [../manifests/components/admission-policy]\n";
+    assert_eq!(policy_of(&build("hardened", "")), "'localhost/lp-exporter:0.1.0'");
+    for (overlay, rest) in [
+        ("hardened", lines.to_owned()),
+        ("default", format!("{component}{lines}")),
+    ] {
+        let made = build(overlay, &rest);
+        assert_eq!(policy_of(&made), "'registry.example/a:2'", "{overlay}");
+        check_image_of_the_policy(&made);
+    }
+}
+
+/// What docs/install.md says comes of a namespace or a prefix in somebody's own overlay. Once it does not come any more,
+/// the document may allow them.
+#[test]
+fn namespace_and_names_are_fixed() {
+    if !has_kubectl() {
+        return skip("another namespace", "kubectl is not on the PATH");
+    }
+    let copy = copy_of_the_manifests();
+    let own = copy.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    let build = |line: &str| {
+        let text = format!("resources: [../manifests/overlays/hardened]\n{line}\n");
+        fs::write(own.join("kustomization.yaml"), text).expect("it can be written to");
+        objects(&kubectl(&["kustomize", own.to_str().expect("text")]).expect("it builds without a word"))
+    };
+
+    let moved = build("namespace: monitoring");
+    let account = one(&moved, "ServiceAccount", "lp-exporter");
+    assert_eq!(account["metadata"]["namespace"], "monitoring");
+    for kind in ["RoleBinding", "ClusterRoleBinding"] {
+        let subject = &one(&moved, kind, "lp-exporter")["subjects"][0];
+        assert_eq!(subject["namespace"], NAMESPACE, "{kind}");
+    }
+    let level = &one(&moved, "Namespace", "monitoring")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"];
+    assert_eq!(level, "privileged");
+    let binding = one(&moved, "ValidatingAdmissionPolicyBinding", "lp-exporter");
+    let guarded = &binding["spec"]["matchResources"]["namespaceSelector"]["matchLabels"];
+    assert_eq!(guarded["kubernetes.io/metadata.name"], NAMESPACE);
+
+    let prefixed = build("namePrefix: x-");
+    one(&prefixed, "ServiceAccount", "x-lp-exporter-worker");
+    let template = one(&prefixed, "ConfigMap", "x-lp-exporter-job-template");
+    let template = yaml_of(text_of(&template["data"]["worker.yaml"]));
+    let account = &template["spec"]["template"]["spec"]["serviceAccountName"];
+    assert_eq!(account, "lp-exporter-worker");
+    let role = one(&prefixed, "Role", "x-lp-exporter");
+    let names = list(&role["rules"])
+        .iter()
+        .flat_map(|rule| rule["resourceNames"].as_sequence());
+    assert_eq!(
+        names.flatten().collect::<Vec<_>>(),
+        [&Value::from("lp-exporter")],
+        "the Lease"
+    );
+    one(&prefixed, "Service", "x-pushgateway");
+    let containers = &one(&prefixed, "CronJob", "x-lp-exporter")["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let urls = list(&containers["containers"][0]["env"]).iter();
+    let urls: Vec<_> = urls
+        .filter(|one| one["name"] == "LP_EXPORTER_PUSHGATEWAY_URL")
+        .collect();
+    assert_eq!(urls.len(), 1);
+    assert!(text_of(&urls[0]["value"]).contains("//pushgateway"), "{urls:?}");
+}
+
+/// Where there is an admission policy, it lets in the image that runs.
+fn check_image_of_the_policy(objects: &[Value]) {
+    if objects
+        .iter()
+        .any(|object| object["kind"] == "ValidatingAdmissionPolicy")
+    {
+        let policy = one(objects, "ValidatingAdmissionPolicy", "lp-exporter");
+        let image = text_of(image_of_the_controller(objects));
+        assert_eq!(variable(policy, "image"), format!("'{image}'"));
+    }
+}
+
+fn image_of_the_controller(objects: &[Value]) -> &Value {
+    let cron_job = one(objects, "CronJob", "lp-exporter");
+    &cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"]
 }
 
 /// The commands that make certificates and a password do, and servers of both generations take what they make.
@@ -620,6 +732,52 @@ fn the_admission_policy_knows_the_program() {
     let binding = one(&objects, "ValidatingAdmissionPolicyBinding", "lp-exporter");
     let selected = &binding["spec"]["matchResources"]["namespaceSelector"]["matchLabels"];
     assert_eq!(selected["kubernetes.io/metadata.name"], NAMESPACE);
+}
+
+/// The values for the chart's Alertmanager: every rule of the chart leaves our alerts alone, ours stand in the place that is
+/// named, and a real Alertmanager takes the whole.
+#[test]
+fn the_charts_alertmanager_leaves_our_alerts_alone() {
+    const PLACE: &str = "    # Here those of alertmanager/alertmanager.yaml.\n";
+    const OURS: &str = r#"alertname !~ "LocalVolume.*|LpExporter.*""#;
+    let values = blocks("yaml")
+        .into_iter()
+        .find(|block| block.starts_with("alertmanager:\n"));
+    let values = values.expect("values for the chart");
+    let of_chart = &yaml_of(&values)["alertmanager"]["config"]["inhibit_rules"];
+    assert_eq!(list(of_chart).len(), 4, "the rules of the chart");
+    for rule in list(of_chart) {
+        // InfoInhibitor is no alert of ours, and no source keeps another alert than it away.
+        let targets = list(&rule["target_matchers"]);
+        let is_of_inhibitor = targets == [Value::from("alertname = InfoInhibitor")];
+        assert!(is_of_inhibitor || targets.contains(&OURS.into()), "{rule:?}");
+    }
+    let example = yaml("alertmanager/alertmanager.yaml");
+    let names = text_of(&list(&example["inhibit_rules"])[0]["target_matchers"][0]);
+    assert!(names.contains("LocalVolume.*"), "the names of our alerts: {names}");
+
+    let own = serde_yaml::to_string(&example["inhibit_rules"]).expect("YAML");
+    let own: String = own.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(values.contains(PLACE), "{values}");
+    let mut config = yaml_of(&values.replace(PLACE, &own))["alertmanager"]["config"].clone();
+    assert_eq!(
+        list(&config["inhibit_rules"]).len(),
+        list(of_chart).len() + list(&example["inhibit_rules"]).len()
+    );
+    config["route"] = example["route"].clone();
+    config["receivers"] = example["receivers"].clone();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("alertmanager.yaml");
+    fs::write(&file, serde_yaml::to_string(&config).expect("YAML")).expect("it can be written to");
+    for amtool in servers("amtool") {
+        let output = Command::new(&amtool)
+            .arg("check-config")
+            .arg(&file)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{}: {said}", amtool.display());
+    }
 }
 
 /// Prometheus takes the objects, and the claims keep their namespace.

@@ -1,9 +1,11 @@
 //! What the documents tell people to type. Every command is one that is listed here, with how it is known to work: those of
 //! this program are read by its own parser, kubectl's flags are looked up in kubectl, and the rest is run by another test or
-//! said not to be run at all.
+//! said not to be run at all. That is about commands; a block as a whole that no test runs has a mark in its document.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use clap::Parser;
@@ -17,7 +19,7 @@ use super::{blocks, code_spans, documents, read, root};
 enum How {
     /// Its arguments are read here, by the parser of the program itself.
     Parsed,
-    /// The test in this file runs it; the second is what shows it there.
+    /// The test in this file runs such a command, if not with these arguments; the second is what shows it there.
     RunBy(&'static str, &'static str),
     /// No test runs it, and why.
     NotRun(&'static str),
@@ -106,6 +108,70 @@ const COMMANDS: [(&str, How); 59] = [
     ("tr", PLAIN),
 ];
 
+/// Stands right above a block that no test runs.
+const BLOCK_MARK: &str = "<!-- No test runs this block as it stands. -->";
+/// Stands alone in a document of which no test runs any block.
+const PAGE_MARK: &str = "<!-- No test runs the blocks of commands on this page as they stand. -->";
+
+/// The blocks that are run as they stand: the document, how the block begins, who runs it, and what shows it there. Those
+/// that plan from a dump are not listed: they are run here.
+const RUN: [(&str, &str, &str, &str); 9] = [
+    (
+        "README.md",
+        "cargo run --release --example demo\ncargo test\n",
+        ".ci/run",
+        "make demo",
+    ),
+    (
+        "docs/alerts.md",
+        "sed -i 's|https://lp-exporter.example",
+        "tests/alerts.rs",
+        "let [addresses, threshold] = scripts",
+    ),
+    (
+        "docs/alerts.md",
+        "sed -i '/:claim_usage_high_ratio",
+        "tests/alerts.rs",
+        "let [addresses, threshold] = scripts",
+    ),
+    (
+        "docs/install.md",
+        "openssl req ",
+        "tests/manifests.rs",
+        "fn secrets_script(",
+    ),
+    (
+        "docs/install.md",
+        "kubectl delete clusterrole,",
+        "tests/manifests/server.rs",
+        "in removed_by_label()",
+    ),
+    (
+        "docs/install.md",
+        "kubectl patch cronjob ",
+        "tests/manifests/retire.rs",
+        "fn pipeline(",
+    ),
+    (
+        "docs/install.md",
+        "lp-exporter retire ",
+        "tests/manifests/retire.rs",
+        "let [retire, look] = documented",
+    ),
+    (
+        "docs/install.md",
+        "kubectl get namespace,clusterrole",
+        "tests/manifests/server.rs",
+        "fn looked_for_at_the_end(",
+    ),
+    (
+        "docs/measure.md",
+        "kubectl create namespace ",
+        "tests/manifests/server.rs",
+        "first(\"sh\")",
+    ),
+];
+
 /// Programs whose second word says what they do.
 const WITH_SUBCOMMANDS: [&str; 12] = [
     "buildah",
@@ -166,12 +232,66 @@ fn every_command_is_one_that_is_known_to_work() {
     }
 }
 
+/// A block that no test runs says so in its document, and no other one does.
+#[test]
+fn blocks_that_are_not_run_are_marked() {
+    let mut used = [0; RUN.len()];
+    let mut wrong = Vec::new();
+    for (document, text) in documents() {
+        let of_page = text.matches(PAGE_MARK).count();
+        let marks = of_page + text.matches(BLOCK_MARK).count();
+        let lines: Vec<&str> = text.lines().collect();
+        let openings = lines.iter().enumerate().filter(|(_, line)| line.trim() == "```sh");
+        let mut marked = 0;
+        for ((at, _), block) in openings.zip(blocks(&text, "sh")) {
+            let listed = RUN
+                .iter()
+                .position(|(of, start, ..)| *of == document && block.starts_with(start));
+            if let Some(index) = listed {
+                used[index] += 1;
+            }
+            let is_run = listed.is_some() || plans_from_a_dump(&block);
+            let has_mark = of_page > 0 || at > 0 && lines[at - 1].trim() == BLOCK_MARK;
+            marked += usize::from(has_mark);
+            if is_run == has_mark {
+                let should = if is_run { "is run, and marked" } else { "is not run" };
+                wrong.push(format!("{document}:{}: {should}", at + 1));
+            }
+        }
+        if marks != if of_page > 0 { 1 } else { marked } {
+            wrong.push(format!("{document} has marks above something else"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "put or remove \"{BLOCK_MARK}\" above:\n{}",
+        wrong.join("\n")
+    );
+    for ((document, start, test, shown), count) in RUN.into_iter().zip(used) {
+        assert_eq!(count, 1, "blocks of {document} that begin with {start}");
+        assert!(
+            read(test).contains(shown),
+            "{test} does not run {start}: it lacks {shown}"
+        );
+    }
+}
+
+/// Whether a block needs nothing but the program and a dump.
+fn plans_from_a_dump(block: &str) -> bool {
+    let commands = commands(block);
+    let needs_the_dump_only = |words: &Vec<String>| match words[0].as_str() {
+        "lp-exporter" => words[1] == "plan" && words.contains(&"dump.json".to_owned()),
+        filter => ["sed", "head", "base64", "gunzip"].contains(&filter),
+    };
+    commands.iter().all(needs_the_dump_only) && commands[0][0] == "lp-exporter"
+}
+
 /// Blocks that need nothing but the program and a dump are run.
 #[test]
 fn blocks_that_plan_from_a_dump_run() {
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_lp-exporter"));
     let folder = tempfile::tempdir().expect("a temporary directory");
-    std::fs::copy(
+    fs::copy(
         root().join("tests/dumps/local-path.json"),
         folder.path().join("dump.json"),
     )
@@ -180,12 +300,7 @@ fn blocks_that_plan_from_a_dump_run() {
     let path = format!("{}:{others}", program.parent().expect("its folder").display());
     let mut count = 0;
     for (document, block) in shell_blocks() {
-        let commands = commands(&block);
-        let needs_the_dump_only = |words: &Vec<String>| match words[0].as_str() {
-            "lp-exporter" => words[1] == "plan" && words.contains(&"dump.json".to_owned()),
-            filter => ["sed", "head", "base64", "gunzip"].contains(&filter),
-        };
-        if !commands.iter().all(needs_the_dump_only) || commands[0][0] != "lp-exporter" {
+        if !plans_from_a_dump(&block) {
             continue;
         }
         let mut shell = Command::new("sh");
@@ -202,6 +317,34 @@ fn blocks_that_plan_from_a_dump_run() {
         count += 1;
     }
     assert!(count >= 2, "only {count} blocks were run");
+}
+
+/// `kubectl logs -f` does not wait for a container: of a pod without a node it shows nothing and succeeds, and while the
+/// container is made it fails. The loop of the documents goes on until there is a log.
+#[test]
+fn the_loop_that_waits_for_a_log_ends_with_it() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join("kubectl");
+    let stand_in = "#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho >> asked\n\
+                    case $(wc -l < asked) in\n1) ;;\n2) echo ContainerCreating >&2; exit 1 ;;\n*) echo first; echo last ;;\nesac\n";
+    fs::write(&path, stand_in).expect("it can be written to");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let loops: BTreeSet<String> = shell_blocks()
+        .iter()
+        .flat_map(|(_, block)| block.lines())
+        .filter(|line| line.starts_with("until ") && line.contains("first-run"))
+        .map(str::to_owned)
+        .collect();
+    let [one]: [String; 1] = Vec::from_iter(loops).try_into().expect("the same loop everywhere");
+    let others = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("sh")
+        .args(["-euc", &one])
+        .env("PATH", format!("{}:{others}", folder.path().display()))
+        .output()
+        .expect("every system has a shell");
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "first\nlast\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "ContainerCreating\n");
 }
 
 /// Commands in the midst of a text may leave away what goes without saying, and no more.
@@ -395,6 +538,11 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         }
     }
     end_word(&mut word, &mut is_target, &mut found);
+    // What a loop tries and does are commands.
+    for words in &mut found {
+        let is_of_the_shell = |word: &String| ["until", "do", "done"].contains(&word.as_str());
+        words.drain(..words.iter().take_while(|word| is_of_the_shell(word)).count());
+    }
     found.retain(|words| !words.is_empty());
     found
 }
@@ -409,6 +557,10 @@ fn commands_are_told_apart() {
         ("a \\\n  b > c &\nd", vec![vec!["a", "b"], vec!["d"]]),
         ("a x-$(date +%s) < /dev/null", vec![vec!["a", "x-(date +%s"]]),
         ("{\n  a 'b\nc'\n} > d", vec![vec!["a", "b\nc"]]),
+        (
+            "until a -f b | c .; do d 1; done",
+            vec![vec!["a", "-f", "b"], vec!["c", "."], vec!["d", "1"]],
+        ),
     ] {
         assert_eq!(commands(text), expected, "{text}");
     }

@@ -124,7 +124,7 @@ fn made_by(script: &str) -> Value {
         "#!/bin/sh\ncase \"$*\" in\n  'patch --local '*) PATH='{path}' exec kubectl \"$@\" ;;\n  \
          'create job -n lp-exporter retire --from=cronjob/lp-exporter --dry-run=client -o yaml') exec cat '{}' ;;\n  \
          'create -f -') exec cat > '{}' ;;\n  'patch cronjob -n lp-exporter lp-exporter -p {{\"spec\": {{\"suspend\": true}}}}') ;;\n  \
-         'logs -n lp-exporter -f job/retire') ;;\n  *) echo \"$*\" >&2; exit 1 ;;\nesac\n",
+         'logs -n lp-exporter -f job/retire') echo the log ;;\n  *) echo \"$*\" >&2; exit 1 ;;\nesac\n",
         at("job.yaml"),
         at("made.yaml"),
     );

@@ -16,12 +16,15 @@ use serde_yaml::Value;
 
 use super::retire::pipeline;
 use super::{
-    INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, copy_of_the_manifests, has_kubectl, kubectl, list_mut, objects, one,
-    overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
+    INSTALL, NAMESPACE, OPERATOR_GROUP, PART_OF, blocks, copy_of_the_manifests, has_kubectl, kubectl, list_mut,
+    objects, one, overlays, read, removed_by_label, rendered, run, skip, text_of, variable, yaml, yaml_of,
 };
 
 /// A folder with the definitions of the Prometheus operator's objects.
 const CRDS_VARIABLE: &str = "LP_EXPORTER_TEST_PROMETHEUS_OPERATOR_CRDS";
+const MEASURE: &str = "docs/measure.md";
+/// The namespace that this document makes.
+const MEASURED_IN: &str = "lp-measure";
 const IMAGE_VARIABLE: &str = "LP_EXPORTER_TEST_IMAGE";
 /// The namespace with a claim, and with a receiver of alerts.
 const OUTSIDE: &str = "lp-stack";
@@ -38,6 +41,7 @@ fn an_api_server_takes_the_objects() {
         return skip("what an API server says", &why);
     };
     let mut made = Made::in_a_free_namespace();
+    made.later(&["namespace", MEASURED_IN]);
     kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
     made.define(&definitions);
     for overlay in overlays() {
@@ -353,6 +357,7 @@ fn the_admission_policy_is_enforced() {
     ];
     let error = in_namespace(&debugger).expect_err("another image beside the directories of the node");
     assert!(error.contains("may run"), "{error}");
+    the_pod_that_measures_is_taken_elsewhere(&image);
 
     // What was let in before can be labelled and ended, and not made to run anything else.
     in_namespace(&["label", "pod", "from-before", "changed=true"]).expect("no change of what runs");
@@ -361,6 +366,35 @@ fn the_admission_policy_is_enforced() {
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         kubectl(&["delete", kind, "lp-exporter"]).expect("it goes");
     }
+}
+
+/// The pod of docs/measure.md is let into the namespace that the document makes, by its commands, and not into ours.
+fn the_pod_that_measures_is_taken_elsewhere(image: &str) {
+    let text = read(MEASURE);
+    let (_, section) = text.split_once("\n## On a node of a cluster\n").expect("a heading");
+    let first = |language: &str| {
+        let block = section.split(&format!("```{language}\n")).nth(1);
+        block.and_then(|rest| rest.split("```").next()).expect("a block")
+    };
+    let output = Command::new("sh")
+        .args(["-euc", first("sh")])
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut pod = yaml_of(first("yaml"));
+    pod["spec"]["nodeName"] = "no-such-node".into();
+    pod["spec"]["containers"][0]["image"] = image.into();
+    create(&pod, &["--dry-run=server"]).expect("the pod of the document");
+    assert_eq!(text_of(&pod["metadata"]["namespace"]), MEASURED_IN);
+    let removal = format!("kubectl delete namespace {MEASURED_IN}");
+    assert!(text.contains(&removal), "{MEASURE} lacks {removal}");
+
+    // The account does not help it either.
+    pod["metadata"]["namespace"] = NAMESPACE.into();
+    pod["spec"]["serviceAccountName"] = "lp-exporter-worker".into();
+    let error = create(&pod, &["--dry-run=server"]).expect_err("it is no worker");
+    let is_ours = error.contains("ValidatingAdmissionPolicy 'lp-exporter'");
+    assert!(is_ours && error.contains("the arguments [worker]"), "{error}");
 }
 
 /// The account of the base, which pods name; the overlays that are applied later find it there.
@@ -409,7 +443,7 @@ fn overlays_come_and_go() {
 /// the image.
 fn the_job_that_retires_is_taken() {
     let pipeline = pipeline();
-    let lines = pipeline.lines().filter(|line| !line.starts_with("kubectl logs"));
+    let lines = pipeline.lines().filter(|line| !line.contains("kubectl logs "));
     let script: Vec<_> = lines.collect();
     let output = Command::new("sh")
         .args(["-euc", &script.join("\n")])
@@ -447,6 +481,19 @@ fn apply_twice(what: &[&str]) {
 
 fn nothing_is_left() {
     assert_eq!(left(), BTreeSet::new(), "what {INSTALL} removes");
+    let command = looked_for_at_the_end();
+    let output = Command::new("sh").args(["-euc", &command]).output().expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command}");
+}
+
+/// The command by which docs/install.md sees that nothing is left in the cluster. tests/manifests/retire.rs runs the one
+/// below it, for the Pushgateway.
+fn looked_for_at_the_end() -> String {
+    let blocks = blocks("sh");
+    let mut lines = blocks.iter().flat_map(|block| block.lines());
+    let found = lines.find(|line| line.starts_with("kubectl get namespace,"));
+    found.expect("a command that looks").to_owned()
 }
 
 /// The namespace and what is outside of it, by the label, as `kind/name`.
