@@ -176,7 +176,9 @@ impl Moment<'_> {
                 let intervals = self.of_clusters("lp_exporter_interval_seconds");
                 total(largest(
                     1,
-                    zip(&durations, &intervals, |took, interval| 100.0 * took / interval.min(3600.0)),
+                    zip(&durations, &intervals, |took, interval| {
+                        100.0 * took / interval.min(3600.0)
+                    }),
                 ))
             }
             ("Pushes refused" | "Workers without a filter", "A") => one(0.0),
