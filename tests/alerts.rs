@@ -148,7 +148,15 @@ fn every_join_is_by_cluster_too() {
 }
 
 /// Where the cluster is left out, and why.
-const WITHOUT_CLUSTER: [(&str, &str); 2] = [
+const WITHOUT_CLUSTER: [(&str, &str); 4] = [
+    (
+        "pushgateway:up:down{cluster=\"\"} and on () cluster:push_time_seconds:lost",
+        "a Pushgateway may have no cluster, and what is pushed to it one",
+    ),
+    (
+        "pushgateway:up:down unless on () cluster:push_time_seconds:success",
+        "it is about nothing at all having come",
+    ),
     (
         "unless on (namespace, persistentvolumeclaim)\nkubelet_volume_stats_capacity_bytes{instance!=\"\",cluster=\"\"}",
         "kubelet's series have no cluster, and ours may have one",
@@ -861,6 +869,12 @@ async fn push_a_full_disk(gateway: &Server) {
         ]),
     )
     .await;
+    push(
+        gateway,
+        "job/lp-exporter-success",
+        &exposition(&[("lp_exporter_last_success_timestamp_seconds", "", "1")]),
+    )
+    .await;
     let first = "node=\"node-1\",path=\"/opt/local-path-provisioner\",device=\"8:1\",fstype=\"ext4\"";
     let second = "node=\"node-1\",path=\"/mnt/disks\",device=\"8:2\",fstype=\"xfs\"";
     push(
@@ -946,6 +960,16 @@ async fn alertmanager_keeps_away_what_is_needless() {
             "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),
             "LocalVolumeNodeNotMeasured,node=n1",
             true,
+        ),
+        (
+            "alertname=LpExporterPushRejected,cluster=a,node=n1,job=lp-exporter-job".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            true,
+        ),
+        (
+            "alertname=LpExporterPushRejected,cluster=a,job=lp-exporter".to_owned(),
+            "LocalVolumeNodeNotMeasured,node=n1",
+            false,
         ),
         (
             "alertname=LpExporterPushFailing,cluster=a,node=n1".to_owned(),

@@ -40,7 +40,10 @@ impl Moment<'_> {
             ("Fullest claim", "A") => largest(1, self.share()),
             ("Claims above their threshold", "A") => {
                 let own = self.volumes("local_volume_alert_percent");
-                let is_above = |labels: &Labels, share: f64| share > own.get(labels).copied().unwrap_or(80.0);
+                let quiet = self.volumes("local_volume_alert_disabled");
+                let is_above = |labels: &Labels, share: f64| {
+                    share > own.get(labels).copied().unwrap_or(80.0) && !quiet.contains_key(labels)
+                };
                 count(self.share().iter().filter(|(labels, share)| is_above(labels, **share)))
             }
             ("Next one full", "A") => smallest(1, self.full_in()),
@@ -128,7 +131,12 @@ impl Moment<'_> {
                 directories.retain(|_, count| *count > 0.0);
                 directories
             }
-            ("Directories that no volume owns", "B") => self.on_nodes("local_volume_orphaned_bytes", BASE),
+            ("Directories that no volume owns", "B") => {
+                let directories = self.on_nodes("local_volume_orphaned_directories", BASE);
+                let mut bytes = self.on_nodes("local_volume_orphaned_bytes", BASE);
+                bytes.retain(|base, _| directories[base] > 0.0);
+                bytes
+            }
             ("Volumes that no claim is bound to", "A") => {
                 let keys = [VOLUME, &["phase", "reclaim_policy"]].concat();
                 table(self.unbound(), &keys)
@@ -168,7 +176,9 @@ impl Moment<'_> {
                 let intervals = self.of_clusters("lp_exporter_interval_seconds");
                 total(largest(
                     1,
-                    zip(&durations, &intervals, |took, interval| 100.0 * took / interval),
+                    zip(&durations, &intervals, |took, interval| {
+                        100.0 * took / interval.min(3600.0)
+                    }),
                 ))
             }
             ("Pushes refused" | "Workers without a filter", "A") => one(0.0),
