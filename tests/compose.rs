@@ -1,6 +1,9 @@
 //! compose.yaml starts what manifests/overlays/whole-stack starts, without the exporter: the same images, arguments and
 //! files. No container engine is needed here, so it is not started.
 
+#[path = "support/yaml.rs"]
+mod yaml;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 use serde_yaml::Value;
+use yaml::{list, pairs, text_of};
 
 const COMPOSE: &str = "compose.yaml";
 const WHOLE_STACK: &str = "manifests/rendered/whole-stack.yaml";
@@ -240,19 +244,6 @@ fn one<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
         .iter()
         .filter(|object| object["kind"] == kind && object["metadata"]["name"] == name);
     found.next().unwrap_or_else(|| panic!("there is no {kind} {name}"))
-}
-
-fn pairs(mapping: &Value) -> BTreeMap<&str, &Value> {
-    let pairs = mapping.as_mapping().into_iter().flatten();
-    pairs.map(|(key, value)| (text_of(key), value)).collect()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_sequence().map_or(&[], Vec::as_slice)
-}
-
-fn text_of(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value:?} is no text"))
 }
 
 /// A program of the servers, in both generations.

@@ -1,11 +1,15 @@
 //! What is published, and by what: one version everywhere, and the workflows and the Dockerfile as far as they can be
 //! judged without a runner or a container engine.
 
+#[path = "support/yaml.rs"]
+mod yaml;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde_yaml::Value;
+use yaml::{list, pairs, text_of};
 
 const WORKFLOWS: [&str; 2] = [CHECK, RELEASE];
 const CHECK: &str = ".github/workflows/check.yml";
@@ -363,19 +367,6 @@ fn matrix(job: &Value) -> BTreeSet<&str> {
 
 fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
-}
-
-fn pairs(mapping: &Value) -> BTreeMap<&str, &Value> {
-    let pairs = mapping.as_mapping().into_iter().flatten();
-    pairs.map(|(key, value)| (text_of(key), value)).collect()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_sequence().map_or(&[], Vec::as_slice)
-}
-
-fn text_of(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value:?} is no text"))
 }
 
 fn yaml(path: &str) -> Value {

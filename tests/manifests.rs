@@ -35,6 +35,7 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use support::real_pushgateway::{Server, free_address, pushgateways};
+use support::yaml::{list, text_of};
 
 const INSTALL: &str = "docs/install.md";
 const NAMESPACE: &str = "lp-exporter";
@@ -1124,16 +1125,8 @@ fn objects(text: &str) -> Vec<Value> {
         .collect()
 }
 
-fn list(value: &Value) -> &[Value] {
-    value.as_sequence().map_or(&[], Vec::as_slice)
-}
-
 fn list_mut(value: &mut Value) -> &mut Vec<Value> {
     value.as_sequence_mut().expect("a list")
-}
-
-fn text_of(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value:?} is no text"))
 }
 
 fn yaml_of(text: &str) -> Value {

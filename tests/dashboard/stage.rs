@@ -48,7 +48,8 @@ impl Stage {
         self.server.put(object);
     }
 
-    /// Waits until what was written is old enough to be an orphan.
+    /// Waits until what was written is old enough to be an orphan: the second that runs here ask for, and one more, because
+    /// times of files may be told in whole seconds.
     pub(crate) async fn age(&self) {
         tokio::time::sleep(Duration::from_millis(2200)).await;
     }

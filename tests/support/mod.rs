@@ -15,3 +15,4 @@ pub mod objects;
 pub mod pushgateway;
 pub mod real_pushgateway;
 pub mod tls_server;
+pub mod yaml;
