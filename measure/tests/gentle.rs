@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use common::whole;
+use common::{in_memory, whole};
 use lp_measure::{Config, Measurement, Running, State, start};
 
 const ENTRIES: u64 = 2000;
 const PER_SECOND: u64 = 2000;
 
 fn planted() -> tempfile::TempDir {
-    let base = tempfile::tempdir().unwrap();
+    let base = in_memory();
     for number in 1..ENTRIES {
         File::create(base.path().join(number.to_string())).unwrap();
     }
@@ -33,7 +33,7 @@ fn tell(file: &Path, stalled: Duration) {
 /// Measures while a simulated disk adds to its pressure every 5 ms: `waits` says whether somebody waits.
 fn measure_under(total_budget: Duration, waits: impl Fn(&Running, Duration) -> bool) -> (Measurement, Duration) {
     let base = planted();
-    let directory = tempfile::tempdir().unwrap();
+    let directory = in_memory();
     let file: PathBuf = directory.path().join("io");
     let mut stalled = Duration::ZERO;
     tell(&file, stalled);
@@ -75,7 +75,8 @@ fn only_us_on_the_disk_hardly_pauses() {
         entries.replace(now) != now
     });
     assert_eq!((found.state, found.entries), (State::Complete, ENTRIES));
-    assert!(took < Duration::from_millis(1700), "{took:?} for a second's work");
+    // It would have paused for ten seconds more, half of what it has.
+    assert!(took < Duration::from_secs(4), "{took:?} for a second's work");
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn others_on_the_disk_make_us_pause_until_they_are_done() {
         took > Duration::from_millis(3500),
         "{took:?}: it read while others waited"
     );
-    assert!(took < Duration::from_secs(6), "{took:?}: it went on pausing");
+    assert!(took < Duration::from_secs(9), "{took:?}: it went on pausing");
 }
 
 #[test]

@@ -24,6 +24,13 @@ pub fn inside(base: &Path, relative: impl Into<PathBuf>) -> Target {
     }
 }
 
+/// A directory in memory where there is one, for tests of times: a disk that is busy with other tests stalls for seconds.
+pub fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 /// Measures one directory by walking. A walk that never ends is to fail here and not to hang.
 pub fn walk(path: &Path) -> Measurement {
     let config = Config {
