@@ -37,6 +37,11 @@ const NAMES: &[&[u8]] = &[
 ];
 /// A waste bin of one user: `.Trash-1000`.
 const NAME_PREFIX: &[u8] = b".Trash-";
+/// How many components of a known path count: what lies deeper is known with the directory above it. A path may have
+/// 2,000, and each of its endings as many.
+const KNOWN_COMPONENTS_MAX: usize = 16;
+/// How many components may be known below one base, all paths together: some 250 bytes each while it is searched.
+const KNOWN_MAX: usize = 400_000;
 /// The longest path that is told.
 const PATH_MAX_CHARS: usize = 500;
 
@@ -46,10 +51,33 @@ pub fn is_ignored(name: &OsStr) -> bool {
     NAMES.contains(&name) || name.starts_with(NAME_PREFIX)
 }
 
-/// What is known below each base, relative to it; an empty path is the base itself. Nothing for a base that is not mounted.
-pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
+/// What is known below one base, relative to it; an empty path is the base itself.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    paths: Vec<PathBuf>,
+    components: usize,
+}
+
+impl Known {
+    fn push(&mut self, relative: &Path) {
+        if self.components > KNOWN_MAX {
+            return;
+        }
+        let path: PathBuf = relative.iter().take(KNOWN_COMPONENTS_MAX).collect();
+        self.components += path.iter().count();
+        self.paths.push(path);
+    }
+
+    /// The paths; `None` if they are too many to be kept.
+    pub fn into_paths(self) -> Option<Vec<PathBuf>> {
+        (self.components <= KNOWN_MAX).then_some(self.paths)
+    }
+}
+
+/// What is known below each base. Nothing for a base that is not mounted.
+pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Known> {
     let bases: Vec<SeenBase> = plan.bases.iter().map(|base| SeenBase::new(base, mounts)).collect();
-    let mut known = vec![Vec::new(); bases.len()];
+    let mut known = vec![Known::default(); bases.len()];
     let directories = plan.volumes.iter().map(|volume| &volume.path).chain(&plan.known_paths);
     for path in directories.chain(&plan.known_devices) {
         let path = Path::new(path);
@@ -65,11 +93,11 @@ pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
             .any(|base| base.is_mounted() && path.starts_with(base.path));
         for (base, known) in bases.iter().zip(&mut known) {
             if base.path.starts_with(path) {
-                known.push(PathBuf::new());
+                known.push(Path::new(""));
             } else if let Ok(relative) = path.strip_prefix(base.path) {
-                known.push(relative.to_owned());
-            } else if !is_seen && !inside_a_base {
-                known.extend(endings(path));
+                known.push(relative);
+            } else if base.is_mounted() && !is_seen && !inside_a_base {
+                endings(path).for_each(|ending| known.push(ending));
             }
         }
     }
@@ -82,7 +110,7 @@ pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
     for path in base_paths {
         for (base, known) in bases.iter().zip(&mut known) {
             match Path::new(path).strip_prefix(base.path) {
-                Ok(relative) if !relative.as_os_str().is_empty() => known.push(relative.to_owned()),
+                Ok(relative) if !relative.as_os_str().is_empty() => known.push(relative),
                 _ => {}
             }
         }
@@ -100,18 +128,18 @@ pub fn known_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
 /// Adds mount points to what is known below a base. Where something known lies beneath one it is spared anyway, and what
 /// else lies on that mount is looked at; not on one that other machines may have too, with volumes of theirs.
 fn add_mount_points<'a>(
-    known: &mut Vec<PathBuf>,
+    known: &mut Known,
     points: impl Iterator<Item = &'a Path>,
     may_be_shared: impl Fn(&Path) -> bool,
 ) {
-    let paths: BTreeSet<&Path> = known.iter().map(PathBuf::as_path).collect();
+    let paths: BTreeSet<&Path> = known.paths.iter().map(PathBuf::as_path).collect();
     let is_told = |point: &Path| {
         let next = paths.range(point..).next();
         point.ancestors().any(|above| paths.contains(above)) || next.is_some_and(|next| next.starts_with(point))
     };
     let more = points.filter(|point| may_be_shared(point) || !is_told(point));
     let more: Vec<PathBuf> = more.map(Path::to_owned).collect();
-    known.extend(more);
+    more.iter().for_each(|point| known.push(point));
 }
 
 /// A base directory, and where it lies on its file system as far as the worker sees it.
@@ -146,24 +174,27 @@ impl SeenBase<'_> {
 }
 
 /// Adds a directory of a file system to what is known below each base that it lies in, or that lies in it.
-fn below(bases: &[SeenBase<'_>], place: &Place, known: &mut [Vec<PathBuf>], covers_bases: bool) {
+fn below(bases: &[SeenBase<'_>], place: &Place, known: &mut [Known], covers_bases: bool) {
     for (base, known) in bases.iter().zip(known) {
         let Some((device, at)) = &base.place else { continue };
         if *device != place.0 {
             continue;
         }
         match place.1.strip_prefix(at) {
-            Ok(relative) if !relative.as_os_str().is_empty() => known.push(relative.to_owned()),
-            _ if covers_bases && at.starts_with(&place.1) => known.push(PathBuf::new()),
+            Ok(relative) if !relative.as_os_str().is_empty() => known.push(relative),
+            _ if covers_bases && at.starts_with(&place.1) => known.push(Path::new("")),
             _ => {}
         }
     }
 }
 
 /// `/srv/data/x` may be `data/x` or `x` below anything.
-fn endings(path: &Path) -> impl Iterator<Item = PathBuf> {
-    let names: Vec<&OsStr> = path.iter().skip(1).collect();
-    (0..names.len()).map(move |from| names[from..].iter().collect())
+fn endings(path: &Path) -> impl Iterator<Item = &Path> {
+    let mut names = path.iter();
+    std::iter::from_fn(move || {
+        names.next()?;
+        Some(names.as_path()).filter(|ending| !ending.as_os_str().is_empty())
+    })
 }
 
 /// Why nothing can be called an orphan after the directory of a volume was looked for, if so.
@@ -282,8 +313,13 @@ mod tests {
         }
     }
 
+    fn paths_below(plan: &NodePlan, mounts: &MountTable) -> Vec<Vec<PathBuf>> {
+        let known = known_below(plan, mounts).into_iter();
+        known.map(|known| known.into_paths().expect("few paths")).collect()
+    }
+
     fn check(volumes: &[&str], known_paths: &[&str], first: &[&str], second: &[&str], why: &str) {
-        let known = known_below(&plan(volumes, known_paths), &MountTable::parse(MOUNTS));
+        let known = paths_below(&plan(volumes, known_paths), &MountTable::parse(MOUNTS));
         // The base inside the first one is always known there.
         let first: Vec<&str> = first.iter().copied().chain(["inner"]).collect();
         // So are the mounts in the second one, except those that are, hold or lie in something known.
@@ -359,9 +395,31 @@ mod tests {
     }
 
     #[test]
+    fn a_deep_path_is_cut_and_too_many_are_told() {
+        let deep = format!("/srv{}", "/x".repeat(2000));
+        let known = paths_below(&plan(&[], &[&deep]), &MountTable::parse(MOUNTS));
+        let longest = |paths: &[PathBuf]| paths.iter().map(|path| path.iter().count()).max();
+        assert_eq!((known[0].len(), longest(&known[0])), (2002, Some(KNOWN_COMPONENTS_MAX)));
+        assert!(known[0].contains(&PathBuf::from(["x"; KNOWN_COMPONENTS_MAX].join("/"))));
+        assert_eq!(known[2].len(), 0, "what is not mounted is not searched");
+        let below = format!("/opt/lpp{}", "/y".repeat(2000));
+        let known = paths_below(&plan(&[&below], &[]), &MountTable::parse(MOUNTS));
+        assert_eq!(longest(&known[0]), Some(KNOWN_COMPONENTS_MAX));
+        let many = vec![deep.as_str(); KNOWN_MAX / 2000 / KNOWN_COMPONENTS_MAX + 1];
+        let known = known_below(&plan(&[], &many), &MountTable::parse(MOUNTS));
+        assert_eq!(
+            known
+                .into_iter()
+                .map(|known| known.into_paths().is_some())
+                .collect::<Vec<_>>(),
+            [false, false, true]
+        );
+    }
+
+    #[test]
     fn what_is_mounted_below_a_base_is_in_use() {
         let second = |known: &[&str]| {
-            let known = known_below(&plan(&[], known), &MountTable::parse(MOUNTS)).remove(1);
+            let known = paths_below(&plan(&[], known), &MountTable::parse(MOUNTS)).remove(1);
             known.into_iter().collect::<BTreeSet<PathBuf>>()
         };
         let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<BTreeSet<PathBuf>>();
@@ -372,7 +430,7 @@ mod tests {
         assert_eq!(second(&["/mnt/disks/ss"]), paths(&["bound", "ss", "ssd"]));
         assert_eq!(second(&["/mnt/disks/ssd-2"]), paths(&["bound", "ssd", "ssd-2"]));
         let nfs = format!("{MOUNTS}34 31 0:60 / /bases/1/nfs rw - nfs4 server:/x rw\n");
-        let known = known_below(&plan(&["/mnt/disks/nfs/a"], &[]), &MountTable::parse(&nfs)).remove(1);
+        let known = paths_below(&plan(&["/mnt/disks/nfs/a"], &[]), &MountTable::parse(&nfs)).remove(1);
         assert!(
             known.contains(&PathBuf::from("nfs")),
             "others may have volumes there: {known:?}"
@@ -381,7 +439,7 @@ mod tests {
 
     #[test]
     fn without_a_table_of_mounts_paths_are_all_there_is() {
-        let known = known_below(&plan(&["/mnt/disks/bound"], &[]), &MountTable::default());
+        let known = paths_below(&plan(&["/mnt/disks/bound"], &[]), &MountTable::default());
         assert_eq!(known[0], ["inner"].map(PathBuf::from));
         assert_eq!(known[1], ["bound"].map(PathBuf::from));
     }

@@ -458,6 +458,13 @@ async fn find_orphans(
                 ));
                 continue;
             }
+            let Some(known) = known.into_paths() else {
+                not_told.push(format!(
+                    "orphans below {} are not told: the paths of volumes that may lie there are too many or too long",
+                    base.path
+                ));
+                continue;
+            };
             // Whatever lies there is a volume's.
             if known.iter().any(|path| path.as_os_str().is_empty()) {
                 not_told.push(format!(

@@ -1,8 +1,9 @@
 //! Finds the directories below a base directory that hold nothing known: the topmost ones, so that none lies in another.
 //!
 //! Whoever reads the answer may delete what it names, so every doubt is decided the other way: what is young, what holds
-//! something young near its top, what is a mount or holds one near its top, and what consists of directories alone is not named; and a base of
-//! which any part could not be read has no answer at all.
+//! something young near its top, what is a mount or holds one near its top, what holds more directories there than can be
+//! looked at, and what consists of directories alone is not named; and a base of which any part could not be read has no
+//! answer at all.
 //!
 //! Each base has a thread of its own, which nobody waits for. What is a directory's name here is anybody's: it is opened
 //! beneath the one above it, through no symbolic link and across no mount.
@@ -37,6 +38,8 @@ const YOUNG_LEVELS: usize = 3;
 /// Deeper than this, or with more directories, is not what a deleted volume leaves empty: it counts as content.
 const EMPTY_LEVELS_MAX: usize = 32;
 const EMPTY_DIRECTORIES_MAX: usize = 10_000;
+/// So many names that may be directories' are looked at in one directory: past it, nobody knows what the others hold.
+const LOOKED_AT_MAX: usize = 100_000;
 /// How long a thread that keeps to the rate sleeps before it looks whether all is over.
 const NAP: Duration = Duration::from_millis(50);
 
@@ -270,7 +273,11 @@ impl Shared {
         }
         let mut has_content = false;
         let mut directories = 1;
-        let mut levels = vec![self.level(fd, &mut has_content)?];
+        let mut left = LOOKED_AT_MAX;
+        let Some(top) = self.level(fd, &mut has_content, &mut left)? else {
+            return Ok(Verdict::NoMatter);
+        };
+        let mut levels = vec![top];
         while let Some(level) = levels.last_mut() {
             let Some(name) = level.names.pop() else {
                 levels.pop();
@@ -297,18 +304,18 @@ impl Shared {
             }
             directories += 1;
             has_content |= depth >= EMPTY_LEVELS_MAX || directories >= EMPTY_DIRECTORIES_MAX;
-            if directories >= EMPTY_DIRECTORIES_MAX {
-                break;
-            }
             if depth < YOUNG_LEVELS || !has_content {
-                levels.push(self.level(fd, &mut has_content)?);
+                let Some(level) = self.level(fd, &mut has_content, &mut left)? else {
+                    return Ok(Verdict::NoMatter);
+                };
+                levels.push(level);
             }
         }
         Ok(if has_content { Verdict::Orphan } else { Verdict::Empty })
     }
 
-    /// The directories in a directory, and whether it holds anything else.
-    fn level(&self, fd: OwnedFd, has_content: &mut bool) -> Result<Level, Errno> {
+    /// The directories in a directory, and whether it holds anything else. Nothing if they are more than are `left`.
+    fn level(&self, fd: OwnedFd, has_content: &mut bool, left: &mut usize) -> Result<Option<Level>, Errno> {
         let mut names = Vec::new();
         self.entries(&fd, |name, may_be_directory| {
             if may_be_directory {
@@ -316,10 +323,13 @@ impl Shared {
             } else {
                 *has_content = true;
             }
-            // With so many it counts as content whatever they are.
-            names.len() < EMPTY_DIRECTORIES_MAX
+            names.len() <= *left
         })?;
-        Ok(Level { fd, names })
+        let Some(rest) = left.checked_sub(names.len()) else {
+            return Ok(None);
+        };
+        *left = rest;
+        Ok(Some(Level { fd, names }))
     }
 
     /// Calls for each name in a directory, and whether it may be a directory's, for as long as it is answered yes.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use common::{Mounted, mount};
+use common::{Mounted, in_memory, mount};
 use lp_measure::{DirectoryId, Orphans, Search, SearchConfig, search};
 use proptest::prelude::*;
 
@@ -112,6 +112,26 @@ fn what_is_young_is_none_and_what_holds_something_young_waits() {
     assert_eq!(find_with(base.path(), &[], settled()), Ok(vec!["deep".into()]));
     plant(base.path(), &["deep/1/2/3/4/5/file"]);
     assert_eq!(find_with(base.path(), &[], settled()), Ok(vec!["deep".into()]));
+}
+
+#[test]
+fn of_many_directories_each_is_looked_at_or_none_is_told() {
+    let base = in_memory();
+    plant(base.path(), &["some/file", "many/file"]);
+    let make = |name: &str, numbers: std::ops::Range<u32>| {
+        numbers.for_each(|number| fs::create_dir(base.path().join(name).join(number.to_string())).unwrap());
+    };
+    make("some", 0..12_000);
+    make("many", 0..100_001);
+    std::thread::sleep(Duration::from_millis(2100));
+    let between = SystemTime::now() - Duration::from_millis(1000);
+    let settled = || SearchConfig {
+        made_before: between,
+        ..config()
+    };
+    assert_eq!(find_with(base.path(), &[], settled()), Ok(vec!["some".into()]));
+    make("some", 12_000..12_001);
+    assert_eq!(find_with(base.path(), &[], settled()), Ok(vec![]));
 }
 
 #[test]
