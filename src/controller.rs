@@ -59,6 +59,10 @@ const PUSH_BUDGET: Duration = Duration::from_secs(15);
 /// How long what is left to do may take after the run was told to end: deleting the Jobs half of it, the report, and
 /// releasing the Lease fit into a grace period of 30 s together.
 const LAST_STEPS_BUDGET: Duration = Duration::from_secs(6);
+/// How long the last Jobs may take to be deleted.
+const LAST_DELETIONS_MAX: Duration = Duration::from_secs(30);
+/// What part of its Job's time the start of our own pod may take.
+const POD_START_SHARE: u32 = 4;
 /// What the lists of the watches may take at the beginning.
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(60);
 /// So much is shown of what somebody else wrote onto the Pushgateway.
@@ -193,7 +197,11 @@ struct Identity {
     image: Option<String>,
 }
 
-async fn identify(cluster: &Cluster, pod_name: Option<&str>) -> Result<Identity, ApiError> {
+async fn identify(
+    cluster: &Cluster,
+    pod_name: Option<&str>,
+    process_started_unix_seconds: f64,
+) -> Result<Identity, ApiError> {
     let Some(pod_name) = pod_name else {
         let id = random_id();
         return Ok(Identity {
@@ -227,10 +235,18 @@ async fn identify(cluster: &Cluster, pod_name: Option<&str>) -> Result<Identity,
         started_unix_seconds,
         cron_job,
     } = convert::own_job(&cluster.job(&job_name).await?);
-    // Both times are the control plane's: our own clock may differ.
-    let elapsed_seconds = created_unix_seconds
-        .zip(started_unix_seconds)
-        .map_or(0, |(pod, job)| pod - job);
+    let elapsed = |active_deadline: Duration| {
+        let before_pod = created_unix_seconds
+            .zip(started_unix_seconds)
+            .map_or(0, |(pod, job)| pod - job);
+        // The times before are the control plane's, and our own clock may differ: a pod's start takes no longer.
+        let longest = active_deadline / POD_START_SHARE;
+        let start_of_pod = created_unix_seconds.map_or(0.0, |pod| process_started_unix_seconds - pod as f64);
+        let start_of_pod = Duration::try_from_secs_f64(start_of_pod)
+            .unwrap_or_default()
+            .min(longest);
+        Duration::from_secs(u64::try_from(before_pod).unwrap_or(0)) + start_of_pod
+    };
     Ok(Identity {
         run_id: uid,
         instance: cron_job
@@ -238,10 +254,12 @@ async fn identify(cluster: &Cluster, pod_name: Option<&str>) -> Result<Identity,
             .map_or_else(|| INSTANCE.to_owned(), |(name, _)| name.clone()),
         holder: Holder::Job(job_uid),
         cron_job,
-        job: active_deadline_seconds.map(|seconds| JobClock {
-            active_deadline: Duration::from_secs(seconds),
-            elapsed: Duration::from_secs(u64::try_from(elapsed_seconds).unwrap_or(0)),
-        }),
+        job: active_deadline_seconds
+            .map(Duration::from_secs)
+            .map(|active_deadline| JobClock {
+                active_deadline,
+                elapsed: elapsed(active_deadline),
+            }),
         image,
     })
 }
@@ -268,12 +286,9 @@ async fn run(config: Config) -> Result<Exit, RunError> {
         .map_err(|error| RunError::BadConfiguration(format!("could not wait for SIGTERM: {error}")))?;
     let cluster = Cluster::connect(config.planning.namespace.clone()).await?;
     let before_lease = async {
-        let identity = identify(&cluster, config.pod_name.as_deref()).await?;
+        let identity = identify(&cluster, config.pod_name.as_deref(), started_unix_seconds).await?;
+        let cluster_uid = cluster.uid().await?;
         let claimed = lease::claim(&cluster, &identity.instance, &identity.holder).await?;
-        let cluster_uid = match claimed {
-            Claimed::Held(_) => cluster.uid().await?,
-            Claimed::Busy { .. } => String::new(),
-        };
         Ok::<_, ApiError>((identity, claimed, cluster_uid))
     };
     let (identity, claimed, cluster_uid) = tokio::select! {
@@ -577,7 +592,19 @@ impl Session<'_> {
             .collect();
         let deleted = futures::future::join(deleting.collect::<Vec<()>>(), last.collect::<Vec<()>>());
         // The report is worth more than a tidy end: it gets the other half of what is left.
-        if tokio::time::timeout(self.left(deadlines) / 2, deleted).await.is_err() {
+        let time_is_up = tokio::time::sleep((self.left(deadlines) / 2).min(LAST_DELETIONS_MAX));
+        let mut stopped = self.stopped.clone();
+        let stopped = async {
+            // It is never dropped before us.
+            let _ = stopped.wait_for(Option::is_some).await;
+            tokio::time::sleep(LAST_STEPS_BUDGET / 2).await;
+        };
+        let is_tidy = tokio::select! {
+            _ = deleted => true,
+            () = time_is_up => false,
+            () = stopped => false,
+        };
+        if !is_tidy {
             warn!("not every Job could be deleted in time; the next run deletes what is left");
         }
         (tracker.outcomes(), ended)
@@ -659,15 +686,16 @@ impl Session<'_> {
 
     /// What is left until everything has to be done: little after SIGTERM, for the pod's grace period has begun.
     fn left(&self, deadlines: &Deadlines) -> Duration {
-        let longest = if self.stop().is_some() {
-            LAST_STEPS_BUDGET
-        } else {
-            self.config.pushgateway.budget_max()
-        };
-        deadlines
-            .controller_end
-            .saturating_sub(self.began.elapsed())
-            .min(longest)
+        let left = deadlines.controller_end.saturating_sub(self.began.elapsed());
+        match self.stop() {
+            Some(_) => left.min(LAST_STEPS_BUDGET),
+            None => left,
+        }
+    }
+
+    /// What of that the Pushgateway may take for one thing.
+    fn left_to_push(&self, deadlines: &Deadlines) -> Duration {
+        self.left(deadlines).min(self.config.pushgateway.budget_max())
     }
 
     fn expected(&self, plan: &Plan) -> Vec<Expected> {
@@ -832,7 +860,10 @@ impl Session<'_> {
             // A run for some nodes would take away what the last whole run tells of the others, and is no success of one.
             if !selection.is_partial() {
                 let key = self.key(group::REPORT_JOB);
-                match pushgateway.put(&key, &report.group(), self.left(deadlines)).await {
+                match pushgateway
+                    .put(&key, &report.group(), self.left_to_push(deadlines))
+                    .await
+                {
                     Err(error) if matches!(error.cause, Cause::Refused { .. }) => refused = Some(error),
                     pushed => pushed?,
                 }
@@ -846,10 +877,13 @@ impl Session<'_> {
                     self.key(group::SUCCESS_JOB),
                     metrics::success_group(&self.run, unix_seconds()),
                 );
-                pushgateway.put(&key, &success, self.left(deadlines)).await?;
+                pushgateway.put(&key, &success, self.left_to_push(deadlines)).await?;
             }
             let tidied = self.tidy(report, tidy);
-            if tokio::time::timeout(self.left(deadlines), tidied).await.is_err() {
+            if tokio::time::timeout(self.left_to_push(deadlines), tidied)
+                .await
+                .is_err()
+            {
                 warn!("not everything could be retired in time; the next run retires what is left");
             }
             refused.map_or(Ok(()), |error| Err(error.into()))
@@ -935,11 +969,17 @@ impl Session<'_> {
         has_capacities: bool,
         deadlines: &Deadlines,
     ) -> Option<Vec<Group>> {
-        let budget = PUSH_BUDGET.min(self.left(deadlines) / 3);
+        // The report has to fit behind it.
+        let end = Instant::now() + self.left(deadlines) / 2;
         let mut seen = None;
         // A server that does not check pushes answers before it has applied them.
         for pause in [Duration::ZERO, SETTLING, 3 * SETTLING] {
+            let left = end.saturating_duration_since(Instant::now()).saturating_sub(pause);
+            if left.is_zero() {
+                break;
+            }
             tokio::time::sleep(pause).await;
+            let budget = PUSH_BUDGET.min(self.left_to_push(deadlines)).min(left);
             match self.config.pushgateway.groups(budget).await {
                 Ok(groups) => {
                     let held = self.held(&groups);

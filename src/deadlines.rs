@@ -52,7 +52,8 @@ pub struct Deadlines {
 pub struct JobClock {
     /// Its activeDeadlineSeconds.
     pub active_deadline: Duration,
-    /// What of it had passed when this run's pod was made: an earlier attempt may have taken its share.
+    /// What of it had passed when this run's process began: an earlier attempt may have taken its share, and the start of
+    /// the pod.
     pub elapsed: Duration,
 }
 

@@ -152,7 +152,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         cause
             .downcast_ref::<io::Error>()
             .map(io::Error::kind)
-            .or(cause.downcast_ref::<serde_json::Error>()?.io_error_kind())
+            .or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind())
     });
     kinds.into_iter().any(|kind| kind == io::ErrorKind::BrokenPipe)
 }

@@ -364,7 +364,9 @@ fn check_grouping_labels(labels: &GroupingLabels, template: &Template) -> anyhow
     let Some(variable) = template.variable(GROUPING_LABELS) else {
         return Ok(());
     };
-    let is_alike = variable.value_from.is_none() && variable.value.as_deref().unwrap_or_default() == labels.to_string();
+    // Workers refuse an empty one: a variable that was meant to hold something would make two clusters one.
+    let value = variable.value.as_deref().unwrap_or_default();
+    let is_alike = variable.value_from.is_none() && !value.is_empty() && value == labels.to_string();
     anyhow::ensure!(
         is_alike,
         "the Job template sets {GROUPING_LABELS} of the workers to something else than the controller has ({labels}), which \
@@ -722,7 +724,7 @@ mod tests {
                 "{name: LP_EXPORTER_GROUPING_LABELS, value: cluster=a}",
                 true,
             ),
-            ("", "{name: LP_EXPORTER_GROUPING_LABELS, value: ''}", true),
+            ("", "{name: LP_EXPORTER_GROUPING_LABELS, value: ''}", false),
             ("", "{name: LP_EXPORTER_GROUPING_LABELS, value: cluster=a}", false),
             (
                 "cluster=a",

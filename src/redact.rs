@@ -16,6 +16,8 @@ use crate::volumes::volume::{NO_NAME, Skipped};
 /// The phases of a volume that Kubernetes knows; any other text is somebody's.
 const PHASES: [&str; 6] = ["", "Pending", "Available", "Bound", "Released", "Failed"];
 
+/// The kind of name of a node.
+const NODE: &str = "Node";
 /// The words of our own messages about volumes that are left out: they say what is wrong, and name nothing.
 const WORDS: &str = "\
     10Gi a above absolute affinity after all allowed allows an and annotation annotations any are as asks at base be because \
@@ -110,17 +112,17 @@ impl Redactor {
         } = plan;
         // Nodes first: their names stand in what is said of volumes.
         for name in nodes.iter().map(|node| &node.name).chain(nodes_not_scanned.keys()) {
-            self.name("Node", name);
+            self.name(NODE, name);
         }
-        let other_nodes: BTreeSet<String> = other_nodes.iter().map(|name| self.name("Node", name)).collect();
-        let possible_nodes = possible_nodes.iter().map(|name| self.name("Node", name)).collect();
+        let other_nodes: BTreeSet<String> = other_nodes.iter().map(|name| self.name(NODE, name)).collect();
+        let possible_nodes = possible_nodes.iter().map(|name| self.name(NODE, name)).collect();
         let nodes = nodes.into_iter().map(|node| self.planned_node(node)).collect();
         for one in &skipped {
             self.name("Volume", &one.persistent_volume);
         }
         let skipped = skipped.into_iter().map(|one| self.skipped(one)).collect();
         let nodes_not_scanned = nodes_not_scanned.into_iter();
-        let nodes_not_scanned = nodes_not_scanned.map(|(node, reason)| (self.name("Node", &node), reason));
+        let nodes_not_scanned = nodes_not_scanned.map(|(node, reason)| (self.name(NODE, &node), reason));
         let nodes_not_scanned = nodes_not_scanned.collect();
         let known_nodes: HashMap<String, String> = self.substitutes.clone();
         known_paths.rename(
@@ -150,7 +152,7 @@ impl Redactor {
             volumes,
         } = node;
         PlannedNode {
-            name: self.name("Node", &name),
+            name: self.name(NODE, &name),
             disk_pressure,
             unmeasurable: unmeasurable.map(|(reason, detail)| (reason, self.sentence(&detail))),
             bases,
@@ -241,10 +243,14 @@ impl Redactor {
     }
 
     fn word(&mut self, word: &str, is_quoted: bool) -> String {
-        if word.is_empty() || (!is_quoted && self.is_ours(word)) || (is_quoted && is_quantity(word)) {
-            word.to_owned()
-        } else if let Some(substitute) = self.substitutes.get(word) {
+        let is_kept = (!is_quoted && self.is_ours(word)) || (is_quoted && is_quantity(word));
+        // Our sentences name nodes without quotes, and nothing else that could be taken for a word of ours.
+        if let Some(substitute) = self.substitutes.get(word)
+            && (!is_kept || substitute.starts_with(NODE))
+        {
             substitute.clone()
+        } else if word.is_empty() || is_kept {
+            word.to_owned()
         } else if word.contains('/') || word == ".." {
             self.path(word)
         } else if !is_quoted && word.split('.').any(|part| self.words.contains(part)) {
@@ -282,7 +288,7 @@ mod tests {
     #[test]
     fn names_keep_their_substitutes() {
         let mut redactor = Redactor::new();
-        assert_eq!(redactor.name("Node", "alpha"), "Node-1");
+        assert_eq!(redactor.name(NODE, "alpha"), "Node-1");
         assert_eq!(redactor.name("Volume", "beta"), "Volume-1");
         assert_eq!(redactor.name("Claim", "alpha"), "Node-1", "one name, one substitute");
         assert_eq!(redactor.name("Claim", ""), "");
@@ -340,7 +346,9 @@ mod tests {
     #[test]
     fn sentences_keep_our_words_only() {
         let mut redactor = Redactor::new();
-        redactor.name("Node", "local");
+        // Names that are words of ours are names all the same.
+        redactor.name(NODE, "local");
+        redactor.name(NODE, "4711");
         for (sentence, expected) in [
             (
                 "cannot use path \"/srv/path\": it is relative, write an absolute one",
@@ -355,7 +363,9 @@ mod tests {
                 "metadata.labels.Word-2: invalid type: integer `Word-3`, expected a string at line 1 column 30",
             ),
             ("example.com/zone in [\"\"]", "Directory-3/Directory-4 in [\"\"]"),
-            ("its source is local", "its source is local"),
+            ("its source is hostPath", "its source is hostPath"),
+            ("its source is local", "its source is Node-1"),
+            ("node 4711 has 12 volumes", "node Node-2 has 12 volumes"),
         ] {
             assert_eq!(redactor.sentence(sentence), expected);
         }

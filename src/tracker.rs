@@ -431,7 +431,8 @@ impl Tracker {
                             None => format!("{detail}; its Job was {job}"),
                         }
                     }
-                    _ => format!("{detail}; its turn had not come"),
+                    State::Starting => format!("{detail}; its Job was being made"),
+                    State::Waiting | State::Ended(_) => format!("{detail}; its turn had not come"),
                 };
                 track.state = State::Ended(Outcome::NotMeasured {
                     reason,
@@ -446,7 +447,7 @@ impl Tracker {
     /// earlier runs on the nodes where one of this run failed too.
     pub fn finish(&mut self) -> Vec<String> {
         let is_failed = |job: &WorkerJob| matches!(job.end, Some(JobEnd::Failed(_)));
-        let failed = |job: &WorkerJob| is_failed(job) || self.pod_failed(&job.name);
+        let failed = |job: &WorkerJob| self.worker_failed(&job.name).unwrap_or_else(|| is_failed(job));
         let own_failed: BTreeSet<&str> = self
             .jobs
             .values()
@@ -482,16 +483,22 @@ impl Tracker {
         self.deleted.insert(job.clone()).then_some(Action::Delete { job })
     }
 
-    fn pod_failed(&self, job: &str) -> bool {
-        self.pods
-            .values()
-            .any(|pod| pod.job == job && pod.phase == PodPhase::Failed && !pod.disrupted)
+    /// Whether the worker of a Job failed, if its pods say so. Its own end counts: the pod may have other containers, which
+    /// may go on or fail.
+    fn worker_failed(&self, job: &str) -> Option<bool> {
+        let pods = || self.pods.values().filter(|pod| pod.job == job && !pod.disrupted);
+        let mut ends = pods().filter_map(|pod| pod.end.as_ref()).peekable();
+        if ends.peek().is_some() {
+            return Some(ends.all(|end| end.exit_code != 0));
+        }
+        pods().any(|pod| pod.phase == PodPhase::Failed).then_some(true)
     }
 
     fn start(&mut self, name: &str, elapsed: Duration) -> Option<Action> {
+        self.nodes.get(name).filter(|track| track.state == State::Waiting)?;
         let earlier: Vec<String> = self.earlier_workers_on(name).map(|pod| pod.name.clone()).collect();
         let was_given_time = elapsed.saturating_sub(self.cleaned_up) > EARLIER_WORKER_PATIENCE;
-        let track = self.nodes.get_mut(name).filter(|track| track.state == State::Waiting)?;
+        let track = self.nodes.get_mut(name)?;
         // A worker that was killed and does not end is held by the kernel, and pushes no more. Any other one could overwrite
         // newer numbers with older ones, and would read the same disk.
         if !earlier.is_empty() && !was_given_time {
@@ -1196,7 +1203,7 @@ mod tests {
             told(tracker),
             "measured, summary false; worker_failed: its pod failed without saying why; \
              timed_out: the time was up; its Job was job-c, whose pod job-c-pod had no container yet: \
-             kubectl describe pod tells why; timed_out: the time was up; its turn had not come"
+             kubectl describe pod tells why; timed_out: the time was up; its Job was being made"
         );
     }
 }

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::cli::{PushArguments, ServerArguments, WorkerArguments};
 use crate::confine;
+use crate::deadlines::INTERVAL_MAX;
 use crate::exit::Exit;
 use crate::file_systems::file_systems;
 use crate::metrics::{self, Found, WorkerTimes};
@@ -145,7 +146,9 @@ async fn work(settings: Settings, started: Instant, summary: &mut WorkerSummary)
         }
     };
     // A plan is compressed JSON: what a budget cannot be is cut to what it can.
-    let budget = Duration::try_from_secs_f64(plan.budget_seconds).unwrap_or(Duration::ZERO);
+    let budget = Duration::try_from_secs_f64(plan.budget_seconds)
+        .unwrap_or_default()
+        .min(INTERVAL_MAX);
     let push_budget = (budget / PUSH_SHARE).min(pushgateway.budget_max());
     let deadline = started + (budget - push_budget);
     let delay = random_up_to(start_delay_max.min(budget / START_DELAY_SHARE));
@@ -628,10 +631,12 @@ fn tell(summary: &mut WorkerSummary, plan: &NodePlan, found: &Found) {
 
 /// What is known of a measurement without a number: its own words, and the first place that could not be read.
 fn detail(measurement: &Measurement) -> String {
+    let said = measurement.state_detail.as_deref().unwrap_or_default();
     let place = measurement
         .first_errors
         .first()
-        .map(|place| format!("{}: {}", place.path.display(), place.error));
+        .map(|place| format!("{}: {}", place.path.display(), place.error))
+        .filter(|place| !said.contains(place.as_str()));
     let details: Vec<String> = [measurement.state_detail.clone(), place]
         .into_iter()
         .flatten()

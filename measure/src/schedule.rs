@@ -469,10 +469,14 @@ impl Schedule {
         }
     }
 
-    /// The time for which somebody read a volume; none if it is not the outermost one of a tree.
-    pub(crate) fn served(&self, volume: usize) -> Option<Duration> {
-        let of_volume = self.trees.iter().filter(|plan| plan.volume == volume);
-        of_volume.map(|plan| plan.served).max()
+    /// The time for which somebody read each volume; none of one that is not the outermost of a tree.
+    pub(crate) fn served(&self) -> HashMap<usize, Duration> {
+        let mut served = HashMap::new();
+        for plan in &self.trees {
+            let of_volume: &mut Duration = served.entry(plan.volume).or_default();
+            *of_volume = plan.served.max(*of_volume);
+        }
+        served
     }
 
     fn begin_tree(&mut self, risky: bool) -> Option<(Job, Doing)> {

@@ -1201,19 +1201,19 @@ impl Supervisor<'_> {
     fn end_late_volumes(&mut self, budget: Duration) {
         let late: Vec<Arc<Volume>> = {
             let schedule = self.shared.lock();
+            let served = schedule.served();
             let is_late = |volume: &&Arc<Volume>| {
-                let of_tree = schedule.served(volume.index);
-                of_tree.or_else(|| volume.began.get().map(Instant::elapsed)) >= Some(budget)
+                let of_tree = served.get(&volume.index).copied();
+                !self.delivered[volume.targets[0]]
+                    && of_tree.or_else(|| volume.began.get().map(Instant::elapsed)) >= Some(budget)
             };
             schedule.volumes.iter().filter(is_late).cloned().collect()
         };
         for volume in late {
-            if !self.delivered[volume.targets[0]] {
-                volume
-                    .tally()
-                    .end(State::Timeout, Some("the time for each one was up".to_owned()));
-                self.finish(&volume);
-            }
+            volume
+                .tally()
+                .end(State::Timeout, Some("the time for each one was up".to_owned()));
+            self.finish(&volume);
         }
     }
 

@@ -19,7 +19,7 @@ use super::convert;
 
 /// How long a Lease counts after it was last renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// How often the holder renews it, and how long one try may take: three fit before it would count as dead.
+/// How often the holder renews it, and how long one request may take: three tries begin before it would count as dead.
 const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 const RENEW_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often somebody who waits looks at it.
@@ -64,6 +64,8 @@ pub struct HeldLease {
     cluster: Cluster,
     lease: Lease,
     identity: String,
+    /// When the last request that renewed it was sent: whoever waits cannot have seen it any earlier.
+    renewed: Instant,
 }
 
 /// Asks for the Lease of an instance.
@@ -112,6 +114,7 @@ pub async fn claim(cluster: &Cluster, name: &str, holder: &Holder) -> Result<Cla
             }
         };
         let exists = existing.is_some();
+        let renewed = Instant::now();
         let written = cluster
             .retrying(if exists { "update" } else { "create" }, &resource, || async {
                 match exists {
@@ -127,6 +130,7 @@ pub async fn claim(cluster: &Cluster, name: &str, holder: &Holder) -> Result<Cla
                     cluster: cluster.clone(),
                     lease,
                     identity,
+                    renewed,
                 })));
             }
             // Somebody was quicker: look who.
@@ -205,32 +209,46 @@ fn taken(lease: &Lease, identity: &str) -> Lease {
 impl HeldLease {
     /// Renews the Lease until it is lost, and returns why. Cancel it by dropping the future.
     pub async fn keep(&mut self) -> String {
-        let mut renewed = Instant::now();
         loop {
-            sleep(RENEW_INTERVAL).await;
-            let renew = |spec: &mut LeaseSpec| spec.renew_time = Some(MicroTime(Timestamp::now()));
-            match self.write(renew).await {
-                Ok(()) => renewed = Instant::now(),
-                Err(ApiError {
-                    cause: ApiCause::Conflict(_) | ApiCause::NotFound,
-                    ..
-                }) => match tokio::time::timeout(RENEW_TIMEOUT, self.reread()).await {
-                    // An earlier try got through, although its answer did not.
-                    Ok(Ok(true)) => match self.write(renew).await {
-                        Ok(()) => renewed = Instant::now(),
-                        Err(error) => warn!("{error}; the Lease is not renewed"),
-                    },
-                    Ok(Ok(false)) => return "another run took the Lease".to_owned(),
-                    Ok(Err(error)) => warn!("{error}"),
-                    Err(_) => warn!("the Lease could not be read within {} s", RENEW_TIMEOUT.as_secs()),
-                },
-                Err(error) => warn!("{error}; the Lease is not renewed"),
-            }
-            // One more round could outlast it.
-            if renewed.elapsed() + RENEW_INTERVAL > LEASE_DURATION {
-                return format!("the Lease could not be renewed for {} s", renewed.elapsed().as_secs());
+            let renewed = self.renewed;
+            let round = async {
+                sleep(RENEW_INTERVAL).await;
+                self.renew().await
+            };
+            // A moment before somebody who waits may take it.
+            match tokio::time::timeout_at(renewed + LEASE_DURATION - LOOK_INTERVAL, round).await {
+                Ok(true) => {}
+                Ok(false) => return "another run took the Lease".to_owned(),
+                Err(_) => return format!("the Lease could not be renewed for {} s", renewed.elapsed().as_secs()),
             }
         }
+    }
+
+    /// Tries once to renew the Lease; whether it may still be ours.
+    async fn renew(&mut self) -> bool {
+        let renew = |spec: &mut LeaseSpec| spec.renew_time = Some(MicroTime(Timestamp::now()));
+        let renewed = Instant::now();
+        let written = match self.write(renew).await {
+            Err(ApiError {
+                cause: ApiCause::Conflict(_) | ApiCause::NotFound,
+                ..
+            }) => match tokio::time::timeout(RENEW_TIMEOUT, self.reread()).await {
+                // An earlier try got through, although its answer did not.
+                Ok(Ok(true)) => self.write(renew).await,
+                Ok(Ok(false)) => return false,
+                Ok(error) => error.map(drop),
+                Err(_) => {
+                    warn!("the Lease could not be read within {} s", RENEW_TIMEOUT.as_secs());
+                    return true;
+                }
+            },
+            written => written,
+        };
+        match written {
+            Ok(()) => self.renewed = renewed,
+            Err(error) => warn!("{error}; the Lease is not renewed"),
+        }
+        true
     }
 
     /// Gives the Lease back, so that the next run need not find out that this one is over.

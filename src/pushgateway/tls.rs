@@ -125,10 +125,10 @@ pub enum TlsError {
     #[error("LP_EXPORTER_PUSHGATEWAY_SERVER_NAME is neither a host's name nor an address: {0:?}")]
     ServerName(String),
     /// The verifier refuses the roots.
-    #[error("the check of the Pushgateway's certificate cannot be set up: {0}")]
+    #[error("the check of the Pushgateway's certificate cannot be set up")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
     /// The TLS library refuses its own defaults.
-    #[error("TLS cannot be set up: {0}")]
+    #[error("TLS cannot be set up")]
     Setup(#[from] rustls::Error),
 }
 

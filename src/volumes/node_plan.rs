@@ -133,13 +133,13 @@ pub struct TooLarge {
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// The bytes are not gzip, or end too early.
-    #[error("the plan could not be unpacked: {0}")]
+    #[error("the plan could not be unpacked")]
     Unpack(#[source] std::io::Error),
     /// The plan unpacks to more than any plan has.
     #[error("the plan unpacks to more than {UNCOMPRESSED_MAX_BYTES} bytes")]
     TooLarge,
     /// It is not JSON, or not the JSON of a plan.
-    #[error("the plan could not be read: {0}")]
+    #[error("the plan could not be read")]
     Parse(#[source] serde_json::Error),
     /// It was written by a program of another version.
     #[error(
@@ -358,7 +358,8 @@ mod tests {
                 "unpacks to more than",
             ),
         ] {
-            let error = NodePlan::decode(&bytes).expect_err(expected).to_string();
+            let error = anyhow::Error::new(NodePlan::decode(&bytes).expect_err(expected));
+            let error = format!("{error:#}");
             assert!(error.contains(expected), "{error:?} should say {expected:?}");
         }
     }
