@@ -47,6 +47,8 @@ pub(crate) struct Mount {
     pub(crate) source: String,
     /// Whether the file system itself is read-only; the mount may be so by itself.
     pub(crate) is_read_only: bool,
+    /// Whether quotas of projects are on: a directory's limit may then stand for the whole file system.
+    pub(crate) has_project_quotas: bool,
 }
 
 /// The mounts that this process sees; none where /proc does not tell.
@@ -68,14 +70,17 @@ fn parse_line(line: &str) -> Option<Mount> {
     let (major, minor) = place.nth(1)?.split_once(':')?;
     let (root, point) = (unescape(place.next()?), unescape(place.next()?));
     let mut file_system = file_system.split(' ');
+    let (kind, source) = (file_system.next()?.to_owned(), file_system.next()?.to_owned());
+    let options: Vec<&str> = file_system.next()?.split(',').collect();
     Some(Mount {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root,
         point,
-        kind: file_system.next()?.to_owned(),
-        source: file_system.next()?.to_owned(),
-        is_read_only: file_system.next()?.split(',').any(|option| option == "ro"),
+        kind,
+        source,
+        is_read_only: options.contains(&"ro"),
+        has_project_quotas: options.iter().any(|option| PROJECT_QUOTAS.contains(option)),
     })
 }
 
@@ -160,31 +165,49 @@ const OF_ONE_MACHINE: &[&str] = &[
     "overlay",
 ];
 
+/// What XFS and ext4 say of them among their options.
+const PROJECT_QUOTAS: &[&str] = &["prjquota", "pquota", "pqnoenforce"];
+
 /// File systems whose counters are those of one disk, and of all that is on it. Not btrfs (subvolumes, and it shares
 /// blocks), not overlay (it tells of the layer below), not NFS, FUSE, 9p or virtiofs (they tell of somebody else's disk).
-const COUNTING: &[&str] = &[
-    "ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "tmpfs", "vfat", "exfat", "zfs",
+const COUNTING: &[&str] = &["ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "tmpfs", "zfs"];
+
+/// File systems on which a directory's inode number lasts as long as the directory. Elsewhere (FAT, overlay, FUSE and
+/// what else is not known) the kernel may number it anew when memory is short.
+const LASTING: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "jfs", "nfs", "nfs4", "reiserfs", "bcachefs",
+    "squashfs", "erofs", "iso9660",
 ];
 
+/// Whether inode numbers last there.
+pub(crate) fn has_lasting_inodes(file_system: Option<&FileSystem>) -> bool {
+    file_system.is_some_and(|file_system| LASTING.contains(&file_system.kind.as_str()))
+}
+
 /// Whether the file system's counters are this volume's own: it is the root of a mount, the whole file system is mounted
-/// there, and no other mount of that device stands anywhere, which could be another volume's.
+/// there, no other mount of that device stands anywhere, which could be another volume's, and nothing is mounted inside,
+/// which may hide some of it.
 pub(crate) fn answers_alone(mounts: &[Mount], volume: MountId) -> bool {
     let Some(own) = mounts.iter().find(|mount| mount.id == volume) else {
         return false;
     };
     own.root.as_os_str() == "/"
         && COUNTING.contains(&own.kind.as_str())
+        && !own.has_project_quotas
         && mounts
             .iter()
-            .all(|other| other.id == own.id || other.device != own.device)
+            .all(|other| other.id == own.id || (other.device != own.device && !other.point.starts_with(&own.point)))
 }
 
-/// Used bytes and inodes by the file system's own counters.
-pub(crate) fn counters(fd: impl AsFd) -> Result<(u64, u64), Errno> {
+/// Used bytes and inodes by the file system's own counters; nothing where it does not tell or does not count, as a tmpfs
+/// without a limit.
+pub(crate) fn counters(fd: impl AsFd) -> Option<(u64, u64)> {
     // statvfs has the fragment size on every architecture; statfs has it too, but not under one name.
-    let told = fstatvfs(&fd)?;
+    let told = fstatvfs(&fd)
+        .ok()
+        .filter(|told| told.f_blocks > 0 && told.f_files > 0)?;
     let used = told.f_blocks.saturating_sub(told.f_bfree).saturating_mul(told.f_frsize);
-    Ok((used, told.f_files.saturating_sub(told.f_ffree)))
+    Some((used, told.f_files.saturating_sub(told.f_ffree)))
 }
 
 /// What is known of the file system below a descriptor; nothing where the mount is unknown or does not answer. It may hang.
@@ -219,13 +242,16 @@ mod tests {
 36 22 0:51 / /mnt/disks/o rw - overlay overlay rw
 37 22 8:65 / /mnt/disks/p ro - ext4 /dev/sdf rw
 38 22 8:81 / /mnt/disks/q rw - ext4 /dev/sdg ro,errors=remount-ro
+39 22 8:97 / /mnt/quotas rw - xfs /dev/sdh rw,prjquota
+40 22 8:113 / /mnt/outer rw - ext4 /dev/sdi rw
+41 40 0:52 / /mnt/outer/inner rw - tmpfs tmpfs rw
 a line that is none
 ";
 
     #[test]
     fn a_file_system_answers_only_for_a_volume_that_has_it_to_itself() {
         let mounts = parse(NODE);
-        assert_eq!(mounts.len(), 10);
+        assert_eq!(mounts.len(), 13);
         for (id, expected, why) in [
             (30, true, "a whole disk, mounted once"),
             (31, false, "the disk is mounted a second time"),
@@ -234,6 +260,9 @@ a line that is none
             (34, false, "only a directory, though mounted once"),
             (35, true, "tmpfs of its own"),
             (36, false, "overlay"),
+            (39, false, "its root may have a quota"),
+            (40, false, "something is mounted inside"),
+            (41, true, "inside another one"),
             (99, false, "unknown"),
         ] {
             assert_eq!(answers_alone(&mounts, MountId(id)), expected, "{why}");

@@ -182,6 +182,7 @@ pub(crate) fn cause_at_place(error: Errno) -> String {
     match error {
         // No link is followed there, so it is not about those.
         Errno::LOOP => "the file system shows a directory inside itself (os error 40)".to_owned(),
+        Errno::STALE => format!("{error}: it was moved, replaced or removed meanwhile"),
         other => other.to_string(),
     }
 }

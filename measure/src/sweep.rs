@@ -253,6 +253,7 @@ mod tests {
             root: "/".into(),
             point: point.into(),
             is_read_only: false,
+            has_project_quotas: false,
             kind: "any".to_owned(),
             source: source.to_owned(),
         };

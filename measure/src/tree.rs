@@ -167,6 +167,8 @@ pub(crate) struct Tree {
     /// The volumes inside, by device and inode.
     pub(crate) inside: HashMap<(u64, u64), Arc<Volume>>,
     pub(crate) rotating: bool,
+    /// Whether a directory keeps its inode number: without, one that is opened again is known by its place alone.
+    pub(crate) has_lasting_inodes: bool,
     /// Read it in the order of the disk.
     pub(crate) sweep: AtomicBool,
     /// It had its share of the time: those that had less of theirs come first.
@@ -188,6 +190,8 @@ pub(crate) struct Directory {
     pub(crate) tree: Arc<Tree>,
     /// Its owner begins here.
     is_top: bool,
+    /// Some FUSE servers tell of no links, of any file.
+    tells_links: bool,
     /// The tree's root keeps its descriptor; any other may lose it, and gets it back by [`Descriptors::of`].
     descriptor: Mutex<Option<Arc<OwnedFd>>>,
     bytes_inside: AtomicU64,
@@ -237,6 +241,7 @@ impl Directory {
             owner,
             tree,
             is_top,
+            tells_links: stat.st_nlink > 0,
             descriptor: Mutex::new(None),
             bytes_inside: AtomicU64::new(0),
             is_finished: false,
@@ -265,6 +270,12 @@ impl Directory {
             .collect()
     }
 
+    /// Whether it is this directory, or lies in it.
+    pub(crate) fn is_within(&self, device: u64, inode: u64) -> bool {
+        let mut above = std::iter::successors(Some(self), |directory| directory.parent.as_deref());
+        above.any(|directory| (directory.device, directory.inode) == (device, inode))
+    }
+
     /// Adds bytes that were found in it.
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.bytes_inside.fetch_add(bytes, Relaxed);
@@ -291,7 +302,7 @@ impl Directory {
         }
         if self.is_top {
             let is_gone = |fd: &Arc<OwnedFd>| fstat(fd).is_ok_and(|stat| stat.st_nlink == 0);
-            if !self.owner.stopped.load(Relaxed) && descriptor.as_ref().is_some_and(is_gone) {
+            if self.tells_links && !self.owner.stopped.load(Relaxed) && descriptor.as_ref().is_some_and(is_gone) {
                 self.owner
                     .tally()
                     .end(State::Missing, Some("it was removed while it was read".to_owned()));
@@ -338,8 +349,9 @@ impl Descriptors {
     /// Left for everything else in the process.
     const RESERVE: u64 = 96;
     const LEAST: u64 = 16;
-    /// More would only hold memory.
-    const MOST: u64 = 1024;
+    /// More would only hold memory, some kilobyte of the kernel's each. What waits below a directory without one is lost
+    /// when that directory is moved.
+    const MOST: u64 = 8192;
     /// When the process has none left it may be somebody else who holds them: wait, but not for ever.
     const TRIES: usize = 100;
     const TRY_AGAIN: Duration = Duration::from_millis(10);
@@ -399,7 +411,7 @@ impl Descriptors {
         closed > 0
     }
 
-    /// A directory's descriptor, opened again if need be. [`Errno::NOENT`] if it is no longer where it was.
+    /// A directory's descriptor, opened again if need be. [`Errno::STALE`] if it is no longer where it was.
     pub(crate) fn of(&self, directory: &Arc<Directory>) -> Result<Arc<OwnedFd>, Errno> {
         let mut way = Vec::new();
         let mut at = directory;
@@ -408,7 +420,7 @@ impl Descriptors {
                 break fd.clone();
             }
             way.push(at);
-            at = at.parent.as_ref().ok_or(Errno::NOENT)?;
+            at = at.parent.as_ref().ok_or(Errno::STALE)?;
         };
         // What is near will be wanted next; what is far is only passed, many names at once.
         let near = self.limit / 4;
@@ -423,10 +435,15 @@ impl Descriptors {
                 directory = next;
             }
             let path = CString::new(path).map_err(|_| Errno::INVAL)?;
-            let opened = self.open_child(fd.as_fd(), &path, directory.tree.mount)?;
+            let opened = self.open_child(fd.as_fd(), &path, directory.tree.mount);
+            let opened = opened.map_err(|error| match error {
+                Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE,
+                other => other,
+            })?;
             let stat = fstat(&opened)?;
-            if (stat.st_dev, stat.st_ino) != (directory.device, directory.inode) {
-                return Err(Errno::NOENT);
+            let is_same = (stat.st_dev, stat.st_ino) == (directory.device, directory.inode);
+            if directory.tree.has_lasting_inodes && !is_same {
+                return Err(Errno::STALE);
             }
             fd = Arc::new(opened);
             if way.len() <= near {
@@ -488,6 +505,7 @@ mod tests {
                 mount: None,
                 inside: HashMap::new(),
                 rotating: false,
+                has_lasting_inodes: true,
                 sweep: AtomicBool::new(false),
                 steps_back: AtomicBool::new(false),
                 entered: Mutex::new(Seen::default()),

@@ -18,10 +18,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Stat, fstat, major, minor, statat};
+use rustix::fs::{AtFlags, FileType, Stat, StatxFlags, fstat, major, minor, statat, statx};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setpriority_process};
 
@@ -58,6 +58,12 @@ const NAP: Duration = Duration::from_millis(50);
 pub(crate) const STACK_BYTES: usize = 256 << 10;
 /// The least nice.
 pub(crate) const NICE: i32 = 19;
+/// How much earlier than its change a file system's time may say that something changed: FAT counts in two seconds.
+const CLOCK_SLACK: Duration = Duration::from_secs(3);
+/// More than any disk holds.
+const USED_BYTES_MAX: u64 = 1 << 60;
+/// btrfs shows a subvolume that a snapshot left out as an empty directory, all of them with this number.
+const PLACEHOLDER_INODE: u64 = 2;
 /// What `measure` grants the supervisor after the last deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -104,6 +110,7 @@ pub fn start(
         opener,
         at_first,
         began: Instant::now(),
+        began_unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         wake: Condvar::new(),
         idle: AtomicUsize::new(0),
         paused: AtomicBool::new(false),
@@ -173,6 +180,8 @@ struct Shared {
     mounts: Vec<Mount>,
     at_first: usize,
     began: Instant,
+    /// The same as time since 1970, as file systems tell it.
+    began_unix: Duration,
     descriptors: Arc<Descriptors>,
     schedule: Mutex<Schedule>,
     /// There is work, or no more need to rest.
@@ -239,8 +248,13 @@ fn signed(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-fn used_bytes(stat: &Stat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+/// What a file takes; an error where no disk could hold it, as a broken FUSE server tells.
+fn used_bytes(stat: &Stat) -> Result<u64, Errno> {
+    let blocks = u64::try_from(stat.st_blocks).map_err(|_| Errno::OVERFLOW)?;
+    blocks
+        .checked_mul(512)
+        .filter(|bytes| *bytes <= USED_BYTES_MAX)
+        .ok_or(Errno::OVERFLOW)
 }
 
 impl Shared {
@@ -461,6 +475,7 @@ impl Shared {
             mount,
             inside,
             rotating,
+            has_lasting_inodes: mounts::has_lasting_inodes(volume.file_system.as_ref()),
             sweep: AtomicBool::new(rotating),
             steps_back: AtomicBool::new(false),
             entered: Mutex::new(crate::links::Seen::default()),
@@ -471,7 +486,10 @@ impl Shared {
         self.is_first_visit(&tree, &volume, &stat, hands);
         let directory = Directory::root(tree.clone(), volume, &stat, fd.clone());
         self.lock().begun(tree);
-        hands.batch.directory(used_bytes(&stat));
+        match used_bytes(&stat) {
+            Ok(used) => hands.batch.directory(used),
+            Err(error) => self.fail(&directory, c"", error),
+        }
         if rotating {
             // What stands in it is looked at in the order of the disk too.
             self.hand_out_later(&directory, hands);
@@ -489,7 +507,7 @@ impl Shared {
             .above(fd.as_fd(), Some(mount))
             .is_err_and(|error| error == Errno::XDEV);
         if is_mounts_root && mounts::answers_alone(&self.mounts, mount) {
-            mounts::counters(fd).ok()
+            mounts::counters(fd)
         } else {
             None
         }
@@ -522,8 +540,6 @@ impl Shared {
         self.settle_other(&parent.owner, hands);
         let parent_fd = match self.descriptors.of(parent) {
             Ok(fd) => fd,
-            // The directory above was moved or replaced meanwhile; what was in it moved along.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return None,
             Err(error) => {
                 self.fail(parent, &name, error);
                 return None;
@@ -537,13 +553,28 @@ impl Shared {
         match found {
             Ok(None) => None,
             Ok(Some((stat, fd))) => {
-                if !self.is_first_visit(&parent.tree, &parent.owner, &stat, hands) {
+                let is_new = self.is_first_visit(&parent.tree, &parent.owner, &stat, hands);
+                // Once more by another name: it was moved, and counts where it was met first.
+                if !is_new && stat.st_ino != PLACEHOLDER_INODE && self.may_have_changed(&stat) {
                     return None;
                 }
-                let directory = Directory::inside(parent, name, &stat);
-                self.settle_other(&directory.owner, hands);
-                hands.batch.directory(used_bytes(&stat));
-                Some((directory, Arc::new(fd)))
+                let used = match used_bytes(&stat) {
+                    // Some file systems give one number to several directories, and broken ones show one inside itself.
+                    _ if !is_new && parent.is_within(stat.st_dev, stat.st_ino) => Err(Errno::LOOP),
+                    used => used,
+                };
+                match used {
+                    Ok(used) => {
+                        let directory = Directory::inside(parent, name, &stat);
+                        self.settle_other(&directory.owner, hands);
+                        hands.batch.directory(used);
+                        Some((directory, Arc::new(fd)))
+                    }
+                    Err(error) => {
+                        self.fail(parent, &name, error);
+                        None
+                    }
+                }
             }
             Err(error) => {
                 self.fail(parent, &name, error);
@@ -563,7 +594,7 @@ impl Shared {
         for _ in 0..CHANGES_MAX {
             match self.descriptors.open_child(parent_fd, name, parent.tree.mount) {
                 Ok(fd) => return Ok(Some(fd)),
-                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::NOENT) if self.may_have_vanished(parent_fd) => return Ok(None),
                 Err(Errno::XDEV) => {
                     hands.batch.mount();
                     self.hand_out(parent, hands);
@@ -591,6 +622,26 @@ impl Shared {
             }
         }
         Err(Errno::AGAIN)
+    }
+
+    /// Whether something was changed since the measuring began, by its own time. A file system of another machine may have
+    /// another clock.
+    fn may_have_changed(&self, stat: &Stat) -> bool {
+        let since = self.began_unix.saturating_sub(CLOCK_SLACK).as_secs();
+        let changed = i128::from(stat.st_ctime).max(stat.st_mtime.into());
+        changed >= i128::from(since)
+    }
+
+    /// Whether a name that is not there any more may have been taken out of a directory since that was listed. Where nothing
+    /// was, the file system shows a name that it does not find.
+    fn may_have_vanished(&self, directory: BorrowedFd) -> bool {
+        let asked = StatxFlags::MTIME | StatxFlags::CTIME;
+        let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_FORCE_SYNC;
+        let since = self.began_unix.saturating_sub(CLOCK_SLACK).as_secs();
+        match statx(directory, c"", flags, asked) {
+            Ok(told) => i128::from(told.stx_mtime.tv_sec.max(told.stx_ctime.tv_sec)) >= i128::from(since),
+            Err(_) => fstat(directory).map_or(true, |stat| self.may_have_changed(&stat)),
+        }
     }
 
     /// Whether this directory was not entered before, by another name that it had.
@@ -627,6 +678,7 @@ impl Shared {
     fn read(&self, directory: &Arc<Directory>, fd: &Arc<OwnedFd>, hands: &mut Hands) {
         self.tell_current(directory);
         let mut buffers = 0;
+        let mut tries = 0;
         let is_left = loop {
             if !directory.owner.is_live() || self.is_over() {
                 break false;
@@ -635,11 +687,12 @@ impl Shared {
             let filled = match crate::sys::getdents(fd, &mut hands.buffer) {
                 Ok(0) => break false,
                 Ok(filled) => filled,
-                Err(Errno::INTR) => continue,
-                // Removed while we read it.
-                Err(Errno::NOENT) => break false,
+                Err(Errno::INTR) if tries < CHANGES_MAX => {
+                    tries += 1;
+                    continue;
+                }
                 Err(error) => {
-                    self.fail(directory, c"", error);
+                    self.fail_unless_removed(directory, fd, error);
                     break false;
                 }
             };
@@ -709,7 +762,7 @@ impl Shared {
     fn look(&self, directory: &Arc<Directory>, fd: BorrowedFd, entry: &Entry, hands: &mut Hands) {
         let stat = match statat(fd, entry.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return,
+            Err(Errno::NOENT) if self.may_have_vanished(fd) => return,
             Err(error) => return self.fail(directory, entry.name, error),
         };
         let kind = file_type(&stat);
@@ -732,7 +785,10 @@ impl Shared {
         } else {
             0
         };
-        let used = used_bytes(&stat);
+        let used = match used_bytes(&stat) {
+            Ok(used) => used,
+            Err(error) => return self.fail(directory, entry.name, error),
+        };
         if stat.st_nlink > 1 {
             hands.batch.linked(Linked {
                 device: stat.st_dev,
@@ -823,6 +879,13 @@ impl Shared {
         self.entries.fetch_add(batch.entries, Relaxed);
         self.bytes.fetch_add(bytes, Relaxed);
         batch.clear();
+    }
+
+    /// A directory cannot be read on: an error, unless it was removed meanwhile.
+    fn fail_unless_removed(&self, directory: &Directory, fd: &OwnedFd, error: Errno) {
+        if error != Errno::NOENT || fstat(fd).is_ok_and(|stat| stat.st_nlink > 0) {
+            self.fail(directory, c"", error);
+        }
     }
 
     fn fail(&self, directory: &Directory, name: &CStr, error: Errno) {
@@ -928,19 +991,23 @@ impl Shared {
     ) -> bool {
         self.tell_current(directory);
         self.hand_out(directory, hands);
-        let mut has_seats = false;
+        let mut has_waiting = false;
         let mut names_bytes = 0;
+        let mut tries = 0;
         loop {
             hands.slot.beat.fetch_add(1, Relaxed);
             if !directory.owner.is_live() || self.is_over() {
                 return false;
             }
             let filled = match crate::sys::getdents(fd, &mut hands.buffer) {
-                Ok(0) | Err(Errno::NOENT) => return false,
+                Ok(0) => return false,
                 Ok(filled) => filled,
-                Err(Errno::INTR) => continue,
+                Err(Errno::INTR) if tries < CHANGES_MAX => {
+                    tries += 1;
+                    continue;
+                }
                 Err(error) => {
-                    self.fail(directory, c"", error);
+                    self.fail_unless_removed(directory, fd, error);
                     return false;
                 }
             };
@@ -957,10 +1024,10 @@ impl Shared {
                         directory: directory.clone(),
                         name,
                     });
-                    has_seats = true;
                 }
+                has_waiting = true;
             }
-            if std::mem::take(&mut has_seats) {
+            if std::mem::take(&mut has_waiting) {
                 self.descriptors.keep(directory, fd);
             }
             if window.len() >= size || (names_bytes > NAMES_BYTES_MAX && !waiting.has_room()) {
@@ -977,7 +1044,6 @@ impl Shared {
             }
             let fd = match self.descriptors.of(&directory) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => continue,
                 Err(error) => {
                     self.fail(&directory, &name, error);
                     continue;
