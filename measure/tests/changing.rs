@@ -177,6 +177,38 @@ fn directories_that_move_count_once() {
     }
 }
 
+/// What waits in a directory that is moved is found all the same, in the order of the disk too.
+#[test]
+fn a_directory_that_is_renamed_keeps_what_waits_in_it() {
+    for rotating in [Rotating::No, Rotating::Yes] {
+        let base = common::in_memory();
+        let volume = base.path().join("volume");
+        for number in 0..1000 {
+            let directory = volume.join(format!("top/{}/{number}", number / 10));
+            fs::create_dir_all(&directory).unwrap();
+            File::create(directory.join("file")).unwrap();
+        }
+        let config = Config {
+            rotating,
+            entries_per_second: 2000,
+            statfs: false,
+            ..Config::full_speed()
+        };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let _running = lp_measure::start(vec![inside(&volume, "")], config, move |_, found| {
+            sender.send(found).unwrap()
+        });
+        thread::sleep(Duration::from_millis(400));
+        fs::rename(volume.join("top"), volume.join("renamed")).unwrap();
+        let found = receiver.recv().unwrap();
+        assert_eq!(
+            (found.state, found.inodes_used),
+            (State::Complete, Some(2 + 100 + 2 * 1000)),
+            "{rotating:?}: {found:?}"
+        );
+    }
+}
+
 /// For two seconds somebody swaps the volume's directory, one on the way and one inside for symbolic links to a place
 /// that must not be read. Not one entry of it is ever counted.
 #[test]

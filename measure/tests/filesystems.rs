@@ -482,3 +482,93 @@ fn a_read_only_mount_of_a_writable_file_system_is_writable() {
     mount(&["-o", "remount,ro", disk.path.to_str().unwrap()]);
     assert!(is_read_only(&disk.path));
 }
+
+/// Where the kernel numbers directories anew when memory is short, what waits in them is found again by its place.
+#[test]
+fn directories_that_are_numbered_anew_are_not_lost() {
+    let (Some(lower), Some(upper)) = (
+        Mounted::new("ext4", SIZE_BYTES, "rw"),
+        Mounted::new("ext4", SIZE_BYTES, "rw"),
+    ) else {
+        return;
+    };
+    for number in 0..150 * 4 {
+        let directory = lower.path.join(format!("tree/d{}/s{}/u", number / 4, number % 4));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("f"), "x").unwrap();
+    }
+    let merged = upper.path.join("merged");
+    for directory in ["upper", "work", "merged"] {
+        fs::create_dir(upper.path.join(directory)).unwrap();
+    }
+    let options = format!(
+        "xino=off,lowerdir={},upperdir={},workdir={}",
+        lower.path.display(),
+        upper.path.join("upper").display(),
+        upper.path.join("work").display()
+    );
+    let arguments = ["-t", "overlay", "overlay", "-o", &options, merged.to_str().unwrap()];
+    let mounted = output("mount", &arguments);
+    if !mounted.status.success() {
+        return skip("overlay", String::from_utf8_lossy(&mounted.stderr).trim());
+    }
+    let expected = (State::Complete, Some(1 + 150 + 150 * 4 * 3));
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                // As when memory is short.
+                fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            }
+        });
+        let found = [Rotating::No, Rotating::Yes].map(|rotating| {
+            let config = Config {
+                rotating,
+                statfs: false,
+                ..Config::full_speed()
+            };
+            measure(vec![inside(&merged, "tree")], config).remove(0)
+        });
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        for found in found {
+            assert_eq!((found.state, found.inodes_used), expected, "{found:?}");
+        }
+    });
+}
+
+/// In a snapshot the subvolumes that it leaves out are empty directories, all of them with one inode number.
+#[test]
+fn what_a_snapshot_leaves_out_are_directories_all_the_same() {
+    let Some(disk) = Mounted::new("btrfs", SIZE_BYTES, "rw") else {
+        return;
+    };
+    let text = |name: &str| disk.path.join(name).to_str().unwrap().to_owned();
+    run("btrfs", &["-q", "subvolume", "create", &text("volume")]);
+    for number in 0..4 {
+        run(
+            "btrfs",
+            &["-q", "subvolume", "create", &text(&format!("volume/{number}"))],
+        );
+    }
+    run(
+        "btrfs",
+        &["-q", "subvolume", "snapshot", &text("volume"), &text("snapshot")],
+    );
+    let found = assert_like_du(&disk.path.join("snapshot"), "a snapshot of subvolumes");
+    assert_eq!(found.inodes_used, Some(5));
+}
+
+/// A file system that does not count cannot answer for a volume.
+#[test]
+fn a_tmpfs_without_limits_is_walked() {
+    for options in ["size=0", "nr_inodes=0"] {
+        let Some(disk) = Mounted::new("tmpfs", 0, options) else {
+            return;
+        };
+        fs::write(disk.path.join("data"), vec![1; 1_000_000]).unwrap();
+        let found = measure(vec![whole(&disk.path)], Config::full_speed()).remove(0);
+        assert_eq!(found.method, Some(Method::Walk), "{options}: {found:?}");
+        assert_eq!(found.used_bytes, Some(du(&disk.path, &["-B1"])), "{options}");
+        assert_eq!(found.inodes_used, Some(2), "{options}");
+    }
+}
