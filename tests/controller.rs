@@ -1426,6 +1426,33 @@ scenarios! {
         ..WELL
     };
 
+    /// Somebody took a label from node-4, whose pods keep their volume: what is known of it stays.
+    a_node_whose_label_is_gone_keeps_its_group: Case {
+        prepare: |stage| {
+            stage.add_node("node-4");
+            let volume = Volume::local_path("node-4", "shop", "pinned", "1Gi");
+            stage.add(&volume);
+            stage.change("persistentvolumes", "", &volume.persistentvolume, |volume| {
+                let rack = json!({"key": "example.com/rack", "operator": "In", "values": ["r4"]});
+                volume["spec"]["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [rack]}]}});
+                volume["metadata"]["annotations"] = Value::Null;
+            });
+            push_old_groups(stage, &["node-4", "node-9"]);
+        },
+        says: &["no_node_matches", "example.com/rack in"],
+        samples: &[
+            (SKIPPED, &[("reason", "no_node_matches")], Some(1.0)),
+            (SKIPPED, &[("reason", "node_gone")], Some(0.0)),
+            (INFO, &[("persistentvolumeclaim", "pinned"), ("node", ""), ("reason", "no_node_matches")], Some(1.0)),
+        ],
+        check: |stage, _ended| {
+            let is_there = |node| stage.gateway.group(&[("job", "lp-exporter-job"), ("node", node)]).is_some();
+            assert!(is_there("node-4"), "the node is there, and may hold the volume");
+            assert!(!is_there("node-9"), "no such node is there");
+        },
+        ..WELL
+    };
+
     a_volume_is_located_by_its_pods: Case {
         prepare: |stage| {
             lone_volumes(stage);
