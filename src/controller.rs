@@ -1136,7 +1136,11 @@ fn too_slow(time: Duration) -> ApiError {
     ApiError {
         verb: "list",
         resource: "volumes, claims and nodes".to_owned(),
-        cause: ApiCause::Unreachable(format!("not done within {} s", time.as_secs())),
+        cause: ApiCause::Unusable(format!(
+            "not done within {} s, half of the run's time: the API server is slow, or the interval is too short for so many \
+             objects",
+            time.as_secs()
+        )),
     }
 }
 
