@@ -232,6 +232,15 @@ fn settings_that_make_no_sense_are_refused() {
 #[test]
 fn what_is_passed_over_is_counted() {
     let output = run(&["--from-file", &dump("bad")], None);
+        // What the controller refuses, too.
+        &[
+            "--pushgateway-url",
+            "http://gateway.example",
+            "--claim-label",
+            "team",
+            "--grouping-label",
+            "label_team=x",
+        ],
     let told = String::from_utf8_lossy(&output.stderr);
     for expected in [
         "note: passed over 7 objects of other kinds: (no kind) 5, apps/v1 Deployment 1, example.com/v1 PersistentVolume 1\n",
