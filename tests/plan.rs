@@ -132,6 +132,16 @@ fn what_is_no_dump_is_told() {
             "invalid type: integer `7`, expected a List of objects at line 1 column 1",
         ),
         (
+            "a List in a List",
+            b"{\"items\": [{},\n {\"kind\": \"List\", \"items\": [{}]}], \"kind\": \"List\"}",
+            "one of its objects is a List itself, whose objects would be left out at line 2 column 2; make it with: kubectl",
+        ),
+        (
+            "a list of one kind in a List",
+            b"{\"items\": [{\"items\": [], \"kind\": \"PersistentVolumeList\"}], \"kind\": \"List\"}",
+            "one of its objects is a List itself, whose objects would be left out at line 1 column 12",
+        ),
+        (
             "no kind",
             b"{\"items\": []}",
             "missing field `kind` at line 1 column 13",
