@@ -136,7 +136,7 @@ pub struct RetireArguments {
     pub server: ServerArguments,
 
     /// A label that a group has, in its key or as its owner (cluster_uid, cronjob); an empty value also matches its
-    /// absence; repeatable: all have to match. Only groups of lp-exporter's own jobs ever match, and those of the Python
+    /// absence, and is taken only for a label that another group has, never for job, node or instance; repeatable: all have to match. Only groups of lp-exporter's own jobs ever match, and those of the Python
     /// exporter where its job is named
     #[arg(long = "match", value_name = "NAME=VALUE", required = true)]
     pub matches: Vec<GroupMatch>,
@@ -163,7 +163,12 @@ impl FromStr for GroupMatch {
     type Err = String;
 
     fn from_str(text: &str) -> Result<GroupMatch, String> {
+        // Groups of every cluster lack one of these: what is meant is mostly a variable that is not set.
+        const NEVER_EMPTY: [&str; 3] = ["job", "node", "instance"];
         match text.split_once('=') {
+            Some((name, "")) if NEVER_EMPTY.contains(&name) => Err(format!(
+                "{name} needs a value: without one it would match groups of every cluster"
+            )),
             Some((name, value)) if !name.is_empty() => Ok(GroupMatch {
                 name: name.to_owned(),
                 value: value.to_owned(),

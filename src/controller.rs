@@ -158,21 +158,8 @@ fn configure(arguments: ControllerArguments) -> anyhow::Result<Config> {
     let planning = Settings::new(planning)?;
     let push_of_worker = push.clone();
     let (pushgateway, grouping_labels) = pushgateway(push)?;
-    let told = planning.selection.claim_labels.names();
-    if let Some(name) = grouping_labels
-        .names()
-        .find(|name| told.iter().any(|told| told == name))
-    {
-        anyhow::bail!(
-            "the grouping label {name} has the name of a label that --claim-label tells, and would overwrite it: choose \
-             another name, or leave one of them away"
-        );
-    }
-    let worker_environment = worker_environment(
-        Some((&push_of_worker, &pushgateway, &grouping_labels)),
-        &planning.template,
-        log,
-    )?;
+    let worker_environment =
+        worker_environment(Some((&push_of_worker, &pushgateway, &grouping_labels)), &planning, log)?;
     Ok(Config {
         pushgateway,
         grouping_labels,
@@ -1136,7 +1123,11 @@ fn too_slow(time: Duration) -> ApiError {
     ApiError {
         verb: "list",
         resource: "volumes, claims and nodes".to_owned(),
-        cause: ApiCause::Unreachable(format!("not done within {} s", time.as_secs())),
+        cause: ApiCause::Unusable(format!(
+            "not done within {} s, half of the run's time: the API server is slow, or the interval is too short for so many \
+             objects",
+            time.as_secs()
+        )),
     }
 }
 

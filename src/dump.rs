@@ -223,19 +223,38 @@ fn read_list(reader: impl BufRead, hand_over: SyncSender<Vec<Box<RawValue>>>) ->
 fn checked(object: Object) -> Result<Box<RawValue>, DumpError> {
     let Object { text, line, column } = object;
     let is_too_large = text.len() > OBJECT_BYTES_MAX;
+    let problem = |what: String| Problem { what, line, column };
     let checked = match String::from_utf8(text) {
         Ok(text) => RawValue::from_string(text),
         // What is wrong before that, or this.
         Err(error) => serde_json::from_slice::<&RawValue>(error.as_bytes()).map(ToOwned::to_owned),
     };
-    checked.map_err(|error| match error.classify() {
-        Category::Eof if is_too_large => DumpError::Syntax(Problem {
-            what: format!("an object of more than {} MiB", OBJECT_BYTES_MAX >> 20),
-            line,
-            column,
-        }),
+    let raw = checked.map_err(|error| match error.classify() {
+        Category::Eof if is_too_large => DumpError::Syntax(problem(format!(
+            "an object of more than {} MiB",
+            OBJECT_BYTES_MAX >> 20
+        ))),
         _ => DumpError::from_json(error, line, column),
-    })
+    })?;
+    if is_list(&raw) {
+        let what = "one of its objects is a List itself, whose objects would be left out".to_owned();
+        return Err(DumpError::NoList(problem(what)));
+    }
+    Ok(raw)
+}
+
+/// Whether an object is a List of objects, of one kind or of any: two dumps that were put into one by hand.
+fn is_list(raw: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Kind<'a> {
+        #[serde(borrow)]
+        kind: Cow<'a, str>,
+        #[serde(rename = "items")]
+        _items: Vec<IgnoredAny>,
+    }
+    // Decoding each object once more would take long.
+    let may_be = raw.get().contains("List\"");
+    may_be && serde_json::from_str::<Kind<'_>>(raw.get()).is_ok_and(|object| object.kind.ends_with("List"))
 }
 
 impl DumpError {

@@ -103,7 +103,7 @@ pub fn main(arguments: PlanArguments) -> Exit {
         grouping_labels,
     });
     let prepared = Settings::new(planning).and_then(|settings| {
-        let environment = environment_of_workers(push, &settings.template, log, redact)?;
+        let environment = environment_of_workers(push, &settings, log, redact)?;
         Ok((settings, environment))
     });
     let (settings, environment) = match prepared {
@@ -160,15 +160,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// What the workers would be told. Of what is given to others, only that something stands there.
 fn environment_of_workers(
     push: Option<PushArguments>,
-    template: &job::Template,
+    settings: &Settings,
     log: LogArguments,
     redact: bool,
 ) -> anyhow::Result<Vec<(&'static str, String)>> {
     let Some(arguments) = push else {
-        return worker_environment(None, template, log);
+        return worker_environment(None, settings, log);
     };
     let (pushgateway, labels) = pushgateway(arguments.clone())?;
-    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), template, log)?;
+    let environment = worker_environment(Some((&arguments, &pushgateway, &labels)), settings, log)?;
     let redacted = |(name, value): (&'static str, String)| match name {
         "LP_EXPORTER_PUSHGATEWAY_URL" | "LP_EXPORTER_GROUPING_LABELS" if redact => (name, "redacted".to_owned()),
         _ => (name, value),

@@ -299,10 +299,10 @@ fn handed_over(mut volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
 /// forgotten that is told.
 ///
 /// # Errors
-/// The template gives the workers other grouping labels.
+/// The template gives the workers other grouping labels, or one of them has the name of a label that is told of claims.
 pub fn worker_environment(
     push: Option<(&PushArguments, &Pushgateway, &GroupingLabels)>,
-    template: &Template,
+    settings: &Settings,
     log: LogArguments,
 ) -> anyhow::Result<Vec<(&'static str, String)>> {
     let level = match log.log_level {
@@ -317,6 +317,8 @@ pub fn worker_environment(
     };
     let mut environment = Vec::new();
     if let Some((arguments, pushgateway, labels)) = push {
+        let template = &settings.template;
+        check_claim_labels(labels, &settings.selection.claim_labels)?;
         check_grouping_labels(labels, template)?;
         if let Some(other) = other_url(pushgateway.url(), template) {
             warn!(
@@ -357,6 +359,19 @@ pub fn worker_environment(
         environment.push((GROUPING_LABELS, labels));
     }
     Ok(environment)
+}
+
+/// A grouping label takes the place of a label of its name in every series.
+fn check_claim_labels(labels: &GroupingLabels, told: &ClaimLabels) -> anyhow::Result<()> {
+    let told = told.names();
+    let overwriting = labels.names().find(|name| told.iter().any(|told| told == name));
+    match overwriting {
+        Some(name) => Err(anyhow::anyhow!(
+            "the grouping label {name} has the name of a label that --claim-label tells, and would overwrite it: choose \
+             another name, or leave one of them away"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// With other labels the workers would push groups that the controller neither finds nor deletes.

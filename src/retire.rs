@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::cli::{GroupMatch, RetireArguments};
 use crate::exit::Exit;
+use crate::owner::Owner;
 use crate::pushgateway::retire::{is_job_of_the_python_exporter, is_own_job};
 use crate::pushgateway::{Cause, Group, GroupingKey, PushError, Pushgateway};
 use crate::runtime::block_on;
@@ -40,7 +42,10 @@ pub fn main(arguments: RetireArguments) -> Exit {
         Ok(Ok(false)) => Exit::Pushgateway,
         Ok(Err(error)) => {
             error!("{error}");
-            Exit::Pushgateway
+            match error {
+                RetireError::Push(_) => Exit::Pushgateway,
+                RetireError::MatchesAll(_) => Exit::BadConfiguration,
+            }
         }
         Err(error) => {
             error!("could not start: {error}");
@@ -49,11 +54,28 @@ pub fn main(arguments: RetireArguments) -> Exit {
     }
 }
 
+/// Why nothing was deleted.
+#[derive(Debug, Error)]
+enum RetireError {
+    /// The Pushgateway did not tell what it holds.
+    #[error(transparent)]
+    Push(#[from] PushError),
+    /// A label that is to be missing is missing everywhere: its name is mistyped, or some variable is empty.
+    #[error(
+        "--match {0}= would match every group of lp-exporter, for none has the label {0}; nothing is deleted: name a label \
+         that some of them have, or a value"
+    )]
+    MatchesAll(String),
+}
+
 /// Returns whether everything that matches is gone.
-async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool) -> Result<bool, PushError> {
+async fn retire(pushgateway: &Pushgateway, matches: &[GroupMatch], dry_run: bool) -> Result<bool, RetireError> {
     // For each request, with all its tries.
     let budget = pushgateway.budget_max();
     let groups = pushgateway.groups(budget).await?;
+    if let Some(name) = matching_all(&groups, matches) {
+        return Err(RetireError::MatchesAll(one_line(name, TEXT_MAX_CHARS)));
+    }
     let found = matching(&groups, matches);
     let mut deleted = 0;
     for (key, group) in &found {
@@ -111,14 +133,32 @@ fn matching<'g>(groups: &'g [Group], matches: &[GroupMatch]) -> Vec<(GroupingKey
             .iter()
             .all(|wanted| labels.get(wanted.name.as_str()).copied().unwrap_or_default() == wanted.value)
     };
+    known(groups, matches).filter(|(_, group)| has_all(group)).collect()
+}
+
+/// The groups that may be deleted at all.
+fn known<'g>(groups: &'g [Group], matches: &[GroupMatch]) -> impl Iterator<Item = (GroupingKey, &'g Group)> {
     let names_job = matches.iter().any(|wanted| wanted.name == "job");
-    let is_known = |job: &str| is_own_job(job) || (names_job && is_job_of_the_python_exporter(job));
+    let is_known = move |job: &str| is_own_job(job) || (names_job && is_job_of_the_python_exporter(job));
     groups
         .iter()
-        .filter(|group| has_all(group))
         .filter_map(|group| Some((GroupingKey::from_labels(&group.labels)?, group)))
-        .filter(|(key, _)| is_known(key.job()))
-        .collect()
+        .filter(move |(key, _)| is_known(key.job()))
+}
+
+/// The label that is to be missing, if there is one, and that no group has. That of an owner may be missing everywhere:
+/// groups that do not say whose they are have to be named somehow.
+fn matching_all<'m>(groups: &[Group], matches: &'m [GroupMatch]) -> Option<&'m str> {
+    let mut missing = matches
+        .iter()
+        .filter(|wanted| wanted.value.is_empty())
+        .map(|wanted| wanted.name.as_str())
+        .filter(|name| !Owner::LABELS.contains(name));
+    let is_nowhere = |name: &&str| {
+        let mut known = known(groups, matches).peekable();
+        known.peek().is_some() && !known.any(|(_, group)| group.labels.contains_key(*name))
+    };
+    missing.find(is_nowhere)
 }
 
 fn describe(key: &GroupingKey, group: &Group) -> String {
@@ -143,7 +183,7 @@ mod tests {
     use super::*;
     use crate::owner::Owner;
 
-    fn check(matches: &[&str], expected: &[&str]) {
+    fn groups() -> [Group; 6] {
         let group = |labels: &str, owner: Option<&str>| Group {
             labels: labels
                 .split(',')
@@ -156,18 +196,25 @@ mod tests {
             }),
             ..Group::default()
         };
-        let groups = [
+        [
             group("job=lp-exporter,cluster=a", Some("1")),
             group("job=lp-exporter-job,node=n,cluster=a", Some("1")),
             group("job=lp-exporter-job,node=n", None),
             group("job=projectbeta", None),
             group("job=n_usage_metrics,cluster_uid=1", None),
-            group("job=backup,cluster=a", Some("1")),
-        ];
-        let matches: Vec<GroupMatch> = matches
+            group("job=backup,cluster=a,region=west", Some("1")),
+        ]
+    }
+
+    fn parsed(matches: &[&str]) -> Vec<GroupMatch> {
+        matches
             .iter()
             .map(|text| text.parse().expect("a match of the test"))
-            .collect();
+            .collect()
+    }
+
+    fn check(matches: &[&str], expected: &[&str]) {
+        let (groups, matches) = (groups(), parsed(matches));
         let found = matching(&groups, &matches);
         let paths: Vec<String> = found.iter().map(|(key, _)| key.path()).collect();
         assert_eq!(paths, expected, "{matches:?}");
@@ -192,5 +239,45 @@ mod tests {
         );
         check(&["job=backup"], &[]);
         check(&["cluster=b"], &[]);
+    }
+
+    /// A mistyped name and a variable that is not set are missing everywhere.
+    #[test]
+    fn a_label_that_no_group_has_cannot_be_missing() {
+        let check = |groups: &[Group], matches: &[&str], expected: Option<&str>| {
+            assert_eq!(matching_all(groups, &parsed(matches)), expected, "{matches:?}");
+        };
+        let groups = groups();
+        check(&groups, &["clustr="], Some("clustr"));
+        check(&groups, &["cluster=a", "clustr="], Some("clustr"));
+        check(&groups, &["cluster="], None);
+        check(&groups, &["clustr=a"], None);
+        // A stranger's group has it, and is not asked.
+        check(&groups, &["region="], Some("region"));
+        // Some groups of ours do not say whose they are, or none does.
+        check(&groups, &["cluster_uid="], None);
+        check(&groups[2..3], &["cluster_uid=", "cronjob="], None);
+        check(&groups[2..3], &["cluster="], Some("cluster"));
+        // Where there is nothing of ours, that is what is said.
+        check(&groups[5..], &["clustr="], None);
+        check(&[], &["clustr="], None);
+        // With a job of the Python exporter its groups count too.
+        check(&groups[3..4], &["job=projectbeta", "cluster="], Some("cluster"));
+    }
+
+    #[test]
+    fn what_every_cluster_has_needs_a_value() {
+        for (text, is_taken) in [
+            ("job=", false),
+            ("node=", false),
+            ("instance=", false),
+            ("=x", false),
+            ("x", false),
+            ("node=n", true),
+            ("cluster=", true),
+            ("cluster=a=b", true),
+        ] {
+            assert_eq!(text.parse::<GroupMatch>().is_ok(), is_taken, "{text}");
+        }
     }
 }

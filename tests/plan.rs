@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -132,6 +132,16 @@ fn what_is_no_dump_is_told() {
             "invalid type: integer `7`, expected a List of objects at line 1 column 1",
         ),
         (
+            "a List in a List",
+            b"{\"items\": [{},\n {\"kind\": \"List\", \"items\": [{}]}], \"kind\": \"List\"}",
+            "one of its objects is a List itself, whose objects would be left out at line 2 column 2; make it with: kubectl",
+        ),
+        (
+            "a list of one kind in a List",
+            b"{\"items\": [{\"items\": [], \"kind\": \"PersistentVolumeList\"}], \"kind\": \"List\"}",
+            "one of its objects is a List itself, whose objects would be left out at line 1 column 12",
+        ),
+        (
             "no kind",
             b"{\"items\": []}",
             "missing field `kind` at line 1 column 13",
@@ -222,10 +232,56 @@ fn settings_that_make_no_sense_are_refused() {
         &["--job-template", "tests/dumps/empty.json"],
         &["--pushgateway-url", "nonsense"],
         &["--grouping-label", "cluster=a"],
+        // What the controller refuses, too.
+        &[
+            "--pushgateway-url",
+            "http://gateway.example",
+            "--claim-label",
+            "team",
+            "--grouping-label",
+            "label_team=x",
+        ],
         &["--output", "xml"],
     ] {
         let output = run(&[&["--from-file", &file], arguments].concat(), None);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    }
+}
+
+/// `lp-exporter plan | head`: who has seen enough closes the pipe.
+#[test]
+fn a_reader_may_go_before_the_end() {
+    // The table has a line for each node.
+    let nodes: Vec<String> = (0..2500).map(|number| format!("node-{number}")).collect();
+    let volumes = nodes
+        .iter()
+        .map(|node| Volume::local_path(node, "shop", node, "1Gi").persistent_volume());
+    let objects: Vec<Value> = nodes.iter().map(|node| objects::node(node)).chain(volumes).collect();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("dump.json");
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+    fs::write(&file, list).expect("the dump can be written");
+    for output in ["table", "json", "yaml"] {
+        let arguments = ["--from-file", &file.display().to_string(), "--output", output];
+        // More than a pipe holds, so that writing goes on when the reader has gone.
+        let whole = run(&arguments, None).stdout.len();
+        assert!(whole > 80 * 1024, "{output}: {whole} bytes");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+            .arg("plan")
+            .args(arguments)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program runs");
+        let mut stdout = child.stdout.take().expect("it was asked for");
+        stdout.read_exact(&mut [0; 10]).expect("a plan has more than 10 bytes");
+        drop(stdout);
+        let ended = child.wait_with_output().expect("the program ends");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(0), "{output}: {told}");
+        assert!(!told.to_lowercase().contains("error"), "{output}: {told}");
     }
 }
 

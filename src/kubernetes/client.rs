@@ -60,7 +60,9 @@ pub struct ApiError {
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiCause {
-    /// The API server does not know us, or does not allow us the verb on the resource.
+    /// The API server does not take our credentials.
+    Unauthorized(String),
+    /// The API server does not allow it: by RBAC, a quota, or an admission policy.
     Forbidden(String),
     /// There is no such object.
     NotFound,
@@ -70,6 +72,8 @@ pub enum ApiCause {
     Refused(u16, String),
     /// The API server was not reached, or its answer made no sense.
     Unreachable(String),
+    /// The API server answers, and not with what is needed, or not in the time that there is.
+    Unusable(String),
     /// Nothing says where the API server is.
     NotConfigured(String),
 }
@@ -80,18 +84,28 @@ impl fmt::Display for ApiCause {
             ApiCause::Forbidden(message) if message.contains("is being terminated") => {
                 write!(f, "{message}; the namespace is going away, and everything in it")
             }
-            ApiCause::Forbidden(message) => {
+            ApiCause::Unauthorized(message) => {
+                write!(
+                    f,
+                    "the API server refuses the credentials: {message}; the token has expired or is of another cluster: see \
+                     KUBECONFIG, or the pod's service account"
+                )
+            }
+            ApiCause::Forbidden(message) if is_of_rbac(message) => {
                 write!(
                     f,
                     "forbidden: {message}; grant it in the ClusterRole or Role of the controller's ServiceAccount"
                 )
             }
+            // A quota, or an admission policy: the message says which.
+            ApiCause::Forbidden(message) => write!(f, "forbidden: {message}"),
             ApiCause::NotConfigured(message) => {
                 write!(
                     f,
                     "{message}; set KUBECONFIG, or run it in a pod with a service account"
                 )
             }
+            ApiCause::Unusable(message) => write!(f, "{message}"),
             ApiCause::NotFound => write!(f, "it does not exist"),
             ApiCause::Conflict(message) => write!(f, "conflict: {message}"),
             ApiCause::Refused(status, message) => write!(f, "the API server refuses it with {status}: {message}"),
@@ -118,7 +132,8 @@ impl From<&kube::core::Status> for ApiCause {
     fn from(status: &kube::core::Status) -> ApiCause {
         let message = shorten(&status.message);
         match status.code {
-            401 | 403 => ApiCause::Forbidden(message),
+            401 => ApiCause::Unauthorized(message),
+            403 => ApiCause::Forbidden(message),
             404 => ApiCause::NotFound,
             409 => ApiCause::Conflict(message),
             code => ApiCause::Refused(code, message),
@@ -134,6 +149,14 @@ impl ApiCause {
             ApiCause::Unreachable(_) | ApiCause::Refused(408 | 429 | 500..=599, _)
         )
     }
+}
+
+/// Whether a right is missing: `User "x" cannot list resource "pods" in API group "" at the cluster scope`, as RBAC says.
+fn is_of_rbac(message: &str) -> bool {
+    let after = message.split_once(" cannot ").map(|(_, after)| after);
+    after
+        .and_then(|after| after.split_once(' '))
+        .is_some_and(|(_, what)| what.starts_with("resource \""))
 }
 
 /// An error and its causes in one line, each said once.
@@ -266,7 +289,7 @@ impl Cluster {
         uid.ok_or_else(|| ApiError {
             verb: "get",
             resource,
-            cause: ApiCause::Unreachable("it has no uid".to_owned()),
+            cause: ApiCause::Unusable("it has no uid".to_owned()),
         })
     }
 
@@ -411,5 +434,66 @@ impl Cluster {
             .when(|error: &ApiError| error.cause.is_transient() && began.elapsed() < RETRY_BUDGET)
             .notify(|error, pause| warn!(pause_seconds = pause.as_secs_f64(), "{error}; trying again"))
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is advised follows from what the API server says.
+    #[test]
+    fn each_refusal_has_its_own_advice() {
+        const GRANT: &str = "; grant it in the ClusterRole or Role of the controller's ServiceAccount";
+        const ACCOUNT: &str = "system:serviceaccount:lp-exporter:lp-exporter";
+        let listing = format!(
+            "pods is forbidden: User \"{ACCOUNT}\" cannot list resource \"pods\" in API group \"\" at the cluster scope"
+        );
+        let getting = format!(
+            "namespaces \"kube-system\" is forbidden: User \"{ACCOUNT}\" cannot get resource \"namespaces\" in API group \
+             \"\" in the namespace \"kube-system\""
+        );
+        let quota = "configmaps \"x\" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: \
+                     count/configmaps=4, limited: count/configmaps=0";
+        let policy = "jobs.batch \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p' denied request: a pod \
+                      cannot run resource hogs";
+        let terminating = "configmaps \"x\" is forbidden: unable to create new content in namespace lp-exporter because \
+                           it is being terminated";
+        for (code, message, expected) in [
+            (403, listing.as_str(), format!("forbidden: {listing}{GRANT}")),
+            (403, &getting, format!("forbidden: {getting}{GRANT}")),
+            (403, quota, format!("forbidden: {quota}")),
+            (403, policy, format!("forbidden: {policy}")),
+            (403, "the webhook \"w\" denied the request: no", "forbidden: the webhook \"w\" denied the request: no".to_owned()),
+            (403, "it cannot be done", "forbidden: it cannot be done".to_owned()),
+            (
+                403,
+                terminating,
+                format!("{terminating}; the namespace is going away, and everything in it"),
+            ),
+            (
+                401,
+                "Unauthorized",
+                "the API server refuses the credentials: Unauthorized; the token has expired or is of another cluster: see \
+                 KUBECONFIG, or the pod's service account"
+                    .to_owned(),
+            ),
+            (404, "nodes \"x\" not found", "it does not exist".to_owned()),
+            (422, "it is invalid", "the API server refuses it with 422: it is invalid".to_owned()),
+        ] {
+            let status = kube::core::Status {
+                code,
+                message: message.to_owned(),
+                ..kube::core::Status::default()
+            };
+            let cause = ApiCause::from(&status);
+            assert_eq!(cause.to_string(), expected);
+            assert!(!cause.is_transient(), "{cause}");
+        }
+        let unusable = ApiCause::Unusable("it has no uid".to_owned());
+        assert_eq!(
+            (unusable.to_string().as_str(), unusable.is_transient()),
+            ("it has no uid", false)
+        );
     }
 }

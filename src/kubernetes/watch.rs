@@ -158,14 +158,14 @@ fn failure(resource: &'static str, error: &watcher::Error) -> Option<ApiError> {
             ("watch", ApiCause::from(cause))
         }
         watcher::Error::WatchError(status) => ("watch", ApiCause::from(status.as_ref())),
-        watcher::Error::NoResourceVersion => ("watch", ApiCause::Unreachable(error.to_string())),
+        watcher::Error::NoResourceVersion => ("watch", ApiCause::Unusable(error.to_string())),
     };
     let error = ApiError {
         verb,
         resource: resource.to_owned(),
         cause,
     };
-    if matches!(error.cause, ApiCause::Forbidden(_)) {
+    if matches!(error.cause, ApiCause::Forbidden(_) | ApiCause::Unauthorized(_)) {
         return Some(error);
     }
     warn!("{error}; trying again");

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | one node | that node |
 //! | several | the annotated one, if it is among them and Ready; else it counts as shared by them |
-//! | none | the node whose name is the affinity's value (written before 0.0.20, or where the node lacks the label), then the annotated one; else its node is gone |
+//! | none | the node whose name is the affinity's value (written before 0.0.20, or where the node lacks the label), then the annotated one; else its node is gone, if it names one at all, and otherwise any node may have lost a label |
 //! | there is none | the annotated one if it is Ready; else, if the annotation is there at all, it counts as shared by all |
 //! | there is none, nor an annotation | nothing says where: unplaced |
 //!
@@ -163,12 +163,26 @@ impl<'a> NodeIndex<'a> {
                 .or(annotated)
             {
                 Some(node) => Placement::Node(node),
-                None => unplaced_anywhere(SkipReason::NodeGone, describe(terms)),
+                None => self.without_match(volume, terms),
             },
             several => match annotated.filter(|node| several.binary_search(node).is_ok() && self.measurable(*node)) {
                 Some(node) => Placement::Node(node),
                 None => self.shared(&volume.storage_class, &matching),
             },
+        }
+    }
+
+    /// For a volume whose affinity no node matches, and which names no live one. Where it names none at all, a label may
+    /// have been taken from the node that holds it, whose pods run on.
+    fn without_match(&self, volume: &Volume, terms: &[NodeSelectorTerm]) -> Placement {
+        let is_annotated = volume.selected_node.as_deref().is_some_and(|name| !name.is_empty());
+        if is_annotated || name_nodes(terms) {
+            return unplaced_anywhere(SkipReason::NodeGone, describe(terms));
+        }
+        Placement::Unplaced {
+            reason: SkipReason::NoNodeMatches,
+            detail: describe(terms),
+            may_be_on: self.all.clone(),
         }
     }
 
@@ -354,19 +368,32 @@ fn unplaced_anywhere(reason: SkipReason, detail: String) -> Placement {
 fn named_by(terms: &[NodeSelectorTerm]) -> impl Iterator<Item = &str> {
     terms
         .iter()
-        .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields))
+        .flat_map(requirements)
         .filter(|requirement| matches!(requirement.operator, Operator::In))
         .flat_map(|requirement| requirement.values.iter().map(String::as_str))
+}
+
+/// Whether the terms limit the volume to nodes by their names, each of those that can match anything: they are or-ed. A
+/// label that is not the hostname tells nothing of whether the node exists that had it.
+fn name_nodes(terms: &[NodeSelectorTerm]) -> bool {
+    let names = |requirement: &Requirement| {
+        matches!(requirement.operator, Operator::In)
+            && matches!(requirement.key.as_str(), FIELD_NAME | HOSTNAME_LABEL)
+            && !requirement.values.is_empty()
+    };
+    let asking = || terms.iter().filter(|term| requirements(term).next().is_some());
+    asking().next().is_some() && asking().all(|term| requirements(term).any(names))
+}
+
+fn requirements(term: &NodeSelectorTerm) -> impl Iterator<Item = &Requirement> {
+    term.match_expressions.iter().chain(&term.match_fields)
 }
 
 /// The longest description of an affinity that is worth a line of a log.
 const DESCRIPTION_MAX_CHARS: usize = 200;
 
 fn describe(terms: &[NodeSelectorTerm]) -> String {
-    let requirements = terms
-        .iter()
-        .flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
-    let words: Vec<String> = requirements.map(in_words).collect();
+    let words: Vec<String> = terms.iter().flat_map(requirements).map(in_words).collect();
     let text = if words.is_empty() {
         "its node affinity matches no node: it asks for nothing, and that matches nothing".to_owned()
     } else {
@@ -467,7 +494,69 @@ mod tests {
         // The label is gone, the annotation is not.
         check(Some(vec![term(HOSTNAME, &["renamed"])]), Some("a"), "a");
         check(Some(vec![term(HOSTNAME, &["gone"])]), Some("gone"), "node_gone");
-        check(Some(Vec::new()), None, "node_gone");
+    }
+
+    /// Whose label is gone nobody knows: the node may be there, with pods that use the volume.
+    #[test]
+    fn a_node_is_gone_only_if_it_was_named() {
+        const HOSTNAME: &str = "kubernetes.io/hostname";
+        let asking = |key: &str, operator: Operator, values: &[&str]| {
+            let mut term = term(key, values);
+            term.match_expressions[0].operator = operator;
+            term
+        };
+        let both = |first: NodeSelectorTerm, second: NodeSelectorTerm| NodeSelectorTerm {
+            match_expressions: [first.match_expressions, second.match_expressions].concat(),
+            match_fields: [first.match_fields, second.match_fields].concat(),
+        };
+        let empty = NodeSelectorTerm::default;
+        for (terms, selected_node, expected) in [
+            (vec![term(HOSTNAME, &["gone"])], None, "node_gone"),
+            (vec![term(FIELD_NAME, &["gone"])], None, "node_gone"),
+            (vec![term(HOSTNAME, &["gone"]), empty()], None, "node_gone"),
+            (
+                vec![both(term("disk", &["ssd"]), term(HOSTNAME, &["gone"]))],
+                None,
+                "node_gone",
+            ),
+            (vec![term("disk", &["ssd"])], Some("gone"), "node_gone"),
+            (vec![term("disk", &["ssd"])], None, "no_node_matches"),
+            (vec![term("disk", &["ssd"])], Some(""), "no_node_matches"),
+            (vec![term("openebs.io/nodeid", &["gone"])], None, "no_node_matches"),
+            // Terms are or-ed: the second is of a node that may be there.
+            (
+                vec![term(HOSTNAME, &["gone"]), term("disk", &["ssd"])],
+                None,
+                "no_node_matches",
+            ),
+            (vec![term(HOSTNAME, &[])], None, "no_node_matches"),
+            (
+                vec![asking("zone", Operator::DoesNotExist, &[])],
+                None,
+                "no_node_matches",
+            ),
+            (vec![asking("rank", Operator::Gt, &["3"])], None, "no_node_matches"),
+            (
+                vec![asking(HOSTNAME, Operator::NotIn, &["a", "host-b", "c"])],
+                None,
+                "no_node_matches",
+            ),
+            (vec![empty()], None, "no_node_matches"),
+            (Vec::new(), None, "no_node_matches"),
+            (Vec::new(), Some("gone"), "node_gone"),
+            // A name of a live node is found, whatever the key and the annotation.
+            (vec![term("openebs.io/nodeid", &["b"])], None, "b"),
+            (vec![empty()], Some("a"), "a"),
+        ] {
+            check(Some(terms.clone()), selected_node, expected);
+            let mut volume = volume("pv");
+            volume.affinity = Some(terms.clone().into());
+            volume.selected_node = selected_node.map(Into::into);
+            if let Placement::Unplaced { may_be_on, .. } = NodeIndex::new(&nodes()).place(&volume) {
+                let expected: &[usize] = if expected == "node_gone" { &[] } else { &[0, 1, 2] };
+                assert_eq!(*may_be_on, *expected, "{terms:?}");
+            }
+        }
     }
 
     #[test]

@@ -449,6 +449,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::affinity::NodeSelectorTerm;
     use crate::volumes::claims::MEASURE_LABEL;
     use crate::volumes::selection::ClaimLabels;
     use crate::volumes::testing::{claim_of, node, volume};
@@ -1171,6 +1172,8 @@ mod tests {
     fn a_node_plan_knows_every_path_that_may_lie_there() {
         let mut shared = at(volume("shared"), "/data1/shared");
         shared.selected_node = Some("a".into());
+        let mut unmatched = at(volume("unmatched"), "/data1/unmatched");
+        unmatched.affinity = Some([NodeSelectorTerm::default()].into());
         let plan = check(
             vec![
                 on(at(volume("own"), "/data1/own"), "a"),
@@ -1181,8 +1184,10 @@ mod tests {
                 shared,
                 at(volume("unplaced"), "/data1/unplaced"),
                 on(at(volume("gone"), "/data1/gone"), "gone"),
+                unmatched,
             ],
-            "a: own, shared; b: b | outside outside_base_paths; base is_base_path; unplaced no_node_named; gone node_gone",
+            "a: own, shared; b: b | outside outside_base_paths; base is_base_path; unplaced no_node_named; gone node_gone; \
+             unmatched no_node_matches",
         );
         let run = Run {
             id: "run".to_owned(),
@@ -1199,8 +1204,16 @@ mod tests {
         };
         let node_plan = told(&Collect::everything());
         // What the plan has as its own volume is known anyway.
-        let expected = ["/data1", "/data1/b", "/data1/gone", "/data1/unplaced", "/srv/outside"];
+        let expected = [
+            "/data1",
+            "/data1/b",
+            "/data1/gone",
+            "/data1/unmatched",
+            "/data1/unplaced",
+            "/srv/outside",
+        ];
         assert_eq!(node_plan.known_paths, expected);
+        assert_eq!(plan.possible_nodes, ["a".to_owned(), "b".to_owned()].into());
         assert_eq!(node_plan.other_base_paths, ["/opt/local-path-provisioner"]);
         assert_eq!(node_plan.volumes[0].capacity_bytes, volume("own").capacity_bytes);
         // Who does not look for orphans need not know of others.

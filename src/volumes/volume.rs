@@ -276,6 +276,8 @@ pub enum SkipReason {
     NoNodeNamed,
     /// The node that the volume names does not exist (any more).
     NodeGone,
+    /// No node has the labels that it asks for, and it names none.
+    NoNodeMatches,
     /// Its file system is shared by nodes, and none of them is Ready.
     NoReadyNode,
     /// Only its pods could say where it lies, and they run on several nodes.
@@ -294,7 +296,7 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// Every reason.
-    pub const ALL: [SkipReason; 16] = [
+    pub const ALL: [SkipReason; 17] = [
         SkipReason::Undecodable,
         SkipReason::NotNodeLocal,
         SkipReason::BlockMode,
@@ -304,6 +306,7 @@ impl SkipReason {
         SkipReason::IsBasePath,
         SkipReason::NoNodeNamed,
         SkipReason::NodeGone,
+        SkipReason::NoNodeMatches,
         SkipReason::NoReadyNode,
         SkipReason::PodsOnSeveralNodes,
         SkipReason::OptedOut,
@@ -331,6 +334,7 @@ impl SkipReason {
             | SkipReason::IsBasePath
             | SkipReason::NoNodeNamed
             | SkipReason::NodeGone
+            | SkipReason::NoNodeMatches
             | SkipReason::NoReadyNode
             | SkipReason::PodsOnSeveralNodes => false,
         }
@@ -348,6 +352,7 @@ impl SkipReason {
             SkipReason::IsBasePath => "is_base_path",
             SkipReason::NoNodeNamed => "no_node_named",
             SkipReason::NodeGone => "node_gone",
+            SkipReason::NoNodeMatches => "no_node_matches",
             SkipReason::NoReadyNode => "no_ready_node",
             SkipReason::PodsOnSeveralNodes => "pods_on_several_nodes",
             SkipReason::OptedOut => "opted_out",

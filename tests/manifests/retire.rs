@@ -87,6 +87,12 @@ async fn the_commands_that_retire_take_everything() {
         assert!(is_done && said.contains("would delete"), "{said}");
         assert_eq!(groups(&gateway).await, before);
         let of_a_cluster = JOBS.len() + 1;
+        // As with a name that is mistyped, or a variable that is not set.
+        for by in ["--match clustr=", "--match node="] {
+            let (is_done, said) = sh(&retire.replace("--match cluster=a", by).replace(DRY_RUN, ""));
+            assert!(!is_done && said.is_empty(), "{by}: {said}");
+        }
+        assert_eq!(groups(&gateway).await, before);
         for by in [by_owner, "--match cluster=a", "--match cluster=b"] {
             let (is_done, said) = sh(&retire.replace("--match cluster=a", by).replace(DRY_RUN, ""));
             assert!(is_done, "{by}: {said}");

@@ -399,6 +399,11 @@ fn shapes(world: &World) -> Result<Vec<Shape>> {
             shared(None),
         ),
         ("node-gone", hostname("lp-e2e-gone"), left("node_gone")),
+        (
+            "label-gone",
+            json!([term(&[requirement("lp-e2e-nowhere", "In", &["gone"])])]),
+            left("no_node_matches"),
+        ),
     ];
     for (name, terms, expected) in affinities {
         shapes.push(Shape::new(name, local(&format!("{d}/{name}")), Some(terms), expected));
