@@ -3,7 +3,9 @@
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -25,6 +27,12 @@ const JSON_VERSION: u32 = 1;
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// The longest path that is shown: Linux takes none that is longer.
 const PATH_MAX_CHARS: usize = 4096;
+/// How long nothing may be heard of the paths before one more thread asks for those that wait, …
+const SILENCE: Duration = Duration::from_millis(50);
+/// … and before what has not answered is left to the measuring threads, which have a clock.
+const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// What asking for the paths may take of the time budget, as its divisor: the rest is for measuring those that answer.
+const ASKING_SHARE: u32 = 4;
 /// How long after the time is up its measuring threads may answer, before they count as hanging.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the progress is brought up to date.
@@ -69,11 +77,21 @@ pub fn main(arguments: MeasureArguments) -> Exit {
         total_budget: time_budget,
         ..pace.change(Config::full_speed())
     };
-    let asked = ask(paths);
-    for note in asked.iter().filter_map(Asked::note) {
-        tell(&format!("note: {note}"));
+    let began = Instant::now();
+    let (mut asked, late) = ask(paths, time_budget.map(|budget| budget / ASKING_SHARE));
+    asked.iter().for_each(Asked::tell_note);
+    let silent = || asked.iter().filter(|one| one.answer.is_none());
+    if let Some(first) = silent().next() {
+        let others = silent().count() - 1;
+        tell(&format!("note: {} not answered yet", has_or_have(first, others)));
     }
-    let measured = measure(asked, config);
+    let config = Config {
+        total_budget: config.total_budget.map(|budget| budget.saturating_sub(began.elapsed())),
+        ..config
+    };
+    let measurements = measure(&asked, config);
+    let measured = hear_late_answers(&mut asked, measurements, &late);
+    let measured: Vec<(Asked, Measurement)> = asked.into_iter().zip(measured).collect();
     let written = match output {
         OutputFormat::Table => write_table(&measured),
         OutputFormat::Json => write_json(&measured),
@@ -90,27 +108,41 @@ pub fn main(arguments: MeasureArguments) -> Exit {
     }
 }
 
-/// A path as the user gave it, and what it turned out to be.
+/// A path as the user gave it.
 struct Asked {
     path: PathBuf,
+    times: usize,
+    /// What it turned out to be; nothing as long as it does not answer.
+    answer: Option<Answer>,
+}
+
+/// What a path turned out to be.
+struct Answer {
     /// The directory to measure, or why there is none.
     place: Result<PathBuf, (State, String)>,
     /// Where the path itself leads, if it is a symbolic link.
     followed_symlink_to: Option<PathBuf>,
-    times: usize,
 }
 
 impl Asked {
-    /// What the user may not have meant.
-    fn note(&self) -> Option<String> {
+    fn place(&self) -> Option<&PathBuf> {
+        self.answer.as_ref()?.place.as_ref().ok()
+    }
+
+    fn followed_symlink_to(&self) -> Option<&Path> {
+        self.answer.as_ref()?.followed_symlink_to.as_deref()
+    }
+
+    /// Tells what the user may not have meant.
+    fn tell_note(&self) {
         let path = printable(&self.path);
         let mut notes = Vec::new();
         if self.times > 1 {
             notes.push(format!("{path} is given {} times and measured once", self.times));
         }
-        if let Some(target) = &self.followed_symlink_to {
+        if let Some(target) = self.followed_symlink_to() {
             notes.push(format!("{path} is a symbolic link; {} is measured", printable(target)));
-        } else if let Ok(place) = &self.place {
+        } else if let Some(place) = self.place() {
             if self.path.is_relative() {
                 notes.push(format!("{path} is relative; {} is measured", printable(place)));
             } else if self.path.components().ne(place.components()) {
@@ -120,31 +152,83 @@ impl Asked {
                 ));
             }
         }
-        (!notes.is_empty()).then(|| notes.join("; "))
+        if !notes.is_empty() {
+            tell(&format!("note: {}", notes.join("; ")));
+        }
     }
 }
 
-/// Looks at the given paths. The ways to them are the user's own, so links on them are followed, as by any command.
-fn ask(paths: Vec<PathBuf>) -> Vec<Asked> {
+fn has_or_have(first: &Asked, others: usize) -> String {
+    let path = printable(&first.path);
+    match others {
+        0 => format!("{path} has"),
+        1 => format!("{path} and another path have"),
+        _ => format!("{path} and {others} other paths have"),
+    }
+}
+
+/// Asks where the given paths lead, until all have answered or nothing more is heard; what comes later comes by the
+/// receiver. A path on a file system that hangs costs a thread, which nobody joins, and keeps none of the others waiting.
+fn ask(paths: Vec<PathBuf>, time_max: Option<Duration>) -> (Vec<Asked>, Receiver<(usize, Answer)>) {
     let mut asked: Vec<Asked> = Vec::new();
     for path in paths {
-        if let Some(known) = asked.iter_mut().find(|one| one.path == path) {
-            known.times += 1;
-            continue;
+        match asked.iter_mut().find(|one| one.path == path) {
+            Some(known) => known.times += 1,
+            None => asked.push(Asked {
+                path,
+                times: 1,
+                answer: None,
+            }),
         }
-        let place = place_of(&path);
-        // Without a slash at its end, which would look through the link.
-        let itself = path.components().as_path();
-        let is_link = itself.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-        let followed_symlink_to = if is_link { path.canonicalize().ok() } else { None };
-        asked.push(Asked {
-            path,
-            place,
-            followed_symlink_to,
-            times: 1,
-        });
     }
-    asked
+    let waiting: Arc<[PathBuf]> = asked.iter().map(|one| one.path.clone()).collect();
+    let next = Arc::new(AtomicUsize::new(0));
+    let (sender, answers) = mpsc::channel();
+    let began = Instant::now();
+    let mut left = asked.len();
+    let mut silence = Duration::ZERO;
+    let more = || ask_on_a_thread(&waiting, &next, &sender);
+    more();
+    while left > 0 && silence < SILENCE_MAX && time_max.is_none_or(|most| began.elapsed() < most) {
+        match answers.recv_timeout(SILENCE) {
+            Ok((index, answer)) => {
+                asked[index].answer = Some(answer);
+                left -= 1;
+                silence = Duration::ZERO;
+            }
+            Err(_) => {
+                silence += SILENCE;
+                more();
+            }
+        }
+    }
+    (asked, answers)
+}
+
+/// Starts a thread that asks for one path after the other, as long as there are some that no thread has taken.
+fn ask_on_a_thread(waiting: &Arc<[PathBuf]>, next: &Arc<AtomicUsize>, sender: &Sender<(usize, Answer)>) {
+    let (waiting, next, sender) = (waiting.clone(), next.clone(), sender.clone());
+    let thread = std::thread::Builder::new().name("ask".to_owned());
+    // Where no thread can be started, the measuring says so.
+    let _ = thread.spawn(move || {
+        loop {
+            let index = next.fetch_add(1, Relaxed);
+            let Some(path) = waiting.get(index) else { break };
+            // The other end is gone only when the result is out.
+            let _ = sender.send((index, answer_of(path)));
+        }
+    });
+}
+
+/// Looks at a path. The way to it is the user's own, so links on it are followed, as by any command. It may hang.
+fn answer_of(path: &Path) -> Answer {
+    // Without a slash at its end, which would look through the link.
+    let itself = path.components().as_path();
+    let is_link = itself.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    Answer {
+        place: place_of(path),
+        followed_symlink_to: if is_link { path.canonicalize().ok() } else { None },
+    }
 }
 
 fn place_of(path: &Path) -> Result<PathBuf, (State, String)> {
@@ -175,14 +259,19 @@ fn place_of(path: &Path) -> Result<PathBuf, (State, String)> {
     }
 }
 
-/// Measures what can be measured, all at once, and shows the progress.
-fn measure(asked: Vec<Asked>, config: Config) -> Vec<(Asked, Measurement)> {
+/// Measures what can be measured, all at once, and shows the progress. What has not answered yet is measured as it was
+/// given: the threads that open it have a clock beside them.
+fn measure(asked: &[Asked], config: Config) -> Vec<Measurement> {
     let (deliver, delivered) = mpsc::channel();
     let mut targets = Vec::new();
     let mut asked_of_target = Vec::new();
     let mut results: Vec<Option<Measurement>> = Vec::new();
     for (index, one) in asked.iter().enumerate() {
-        match &one.place {
+        match one
+            .answer
+            .as_ref()
+            .map_or(Ok(&one.path), |answer| answer.place.as_ref())
+        {
             Ok(place) => {
                 targets.push(Target {
                     base: place.clone(),
@@ -216,8 +305,60 @@ fn measure(asked: Vec<Asked>, config: Config) -> Vec<(Asked, Measurement)> {
     }
     progress.clear();
     let missing = || Measurement::without_number(State::Timeout, Some("the time was up first".to_owned()));
-    let measurements = results.into_iter().map(|result| result.unwrap_or_else(missing));
-    asked.into_iter().zip(measurements).collect()
+    results
+        .into_iter()
+        .map(|result| result.unwrap_or_else(missing))
+        .collect()
+}
+
+/// Adds what paths that were slow to answer turned out to be, and says of each measurement what it means for the path.
+fn hear_late_answers(
+    asked: &mut [Asked],
+    measurements: Vec<Measurement>,
+    late: &Receiver<(usize, Answer)>,
+) -> Vec<Measurement> {
+    let is_silent =
+        |(one, measurement): (&Asked, &Measurement)| one.answer.is_none() && measurement.state == State::Complete;
+    let mut came_late = vec![false; asked.len()];
+    loop {
+        // What was measured has answered somebody, and is about to answer here too.
+        let patience = if asked.iter().zip(&measurements).any(is_silent) {
+            SILENCE
+        } else {
+            Duration::ZERO
+        };
+        let Ok((index, answer)) = late.recv_timeout(patience) else {
+            break;
+        };
+        asked[index].answer = Some(answer);
+        asked[index].tell_note();
+        came_late[index] = true;
+    }
+    let one_by_one = asked.iter().zip(measurements).zip(came_late);
+    one_by_one
+        .map(|((one, measurement), came_late)| as_path(one, measurement, came_late))
+        .collect()
+}
+
+/// What a measurement means for a path as the user gave it.
+fn as_path(asked: &Asked, mut measurement: Measurement, came_late: bool) -> Measurement {
+    match (&asked.answer, measurement.state) {
+        (_, State::Complete) => {}
+        (
+            Some(Answer {
+                place: Err((state, detail)),
+                ..
+            }),
+            _,
+        ) if came_late => {
+            return Measurement::without_number(*state, Some(detail.clone()));
+        }
+        (None, State::Timeout) => measurement.state_detail = Some("the path itself does not answer".to_owned()),
+        // It is the path itself that is the base here.
+        (_, State::BaseMissing) => measurement.state = State::Missing,
+        _ => {}
+    }
+    measurement
 }
 
 /// What is shown on a terminal while people wait.
@@ -327,7 +468,7 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
 
 /// The measurements of which none lies in another, so that their sum counts nothing twice.
 fn outermost(measured: &[(Asked, Measurement)]) -> Vec<&Measurement> {
-    let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place.as_ref().ok()).collect();
+    let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place()).collect();
     // What has no number counts nothing of what is in it, and a mount inside is not counted either.
     let mounts = MountTable::read();
     let is_within = |inner: &Path, outer: &Path| {
@@ -467,7 +608,7 @@ fn write_json(measured: &[(Asked, Measurement)]) -> io::Result<()> {
 
 fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
     let errors = one.first_errors.iter();
-    let followed = asked.followed_symlink_to.as_deref().map(JsonPath::new);
+    let followed = asked.followed_symlink_to().map(JsonPath::new);
     Entry {
         path: JsonPath::new(&asked.path),
         state: one.state.as_str(),

@@ -1,14 +1,22 @@
 //! `lp-exporter measure` as a user runs it: what it prints, says and returns, whatever it is given.
 #![allow(clippy::unwrap_used)]
 
+// The tests of the measuring itself have more use for it.
+#[allow(dead_code)]
+#[path = "../measure/tests/broken/server.rs"]
+mod server;
+
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use server::{ILL, Operation, Server, Trouble};
 
 struct Ended {
     code: Option<i32>,
@@ -213,4 +221,61 @@ fn nobody_to_tell_is_no_failure() {
         .unwrap();
     assert_eq!(ended.status.code(), Some(0));
     assert!(ended.stdout.starts_with(b"{"));
+}
+
+/// Where the path itself hangs, not even the words of it may wait: the others are measured, and all is told in time.
+#[test]
+fn a_path_that_does_not_answer() {
+    const BUDGET: Duration = Duration::from_secs(4);
+    /// What the clock of a busy machine is granted.
+    const LATE: Duration = Duration::from_secs(4);
+    let server = match Server::start(Trouble::Hangs(Operation::Attributes, ILL)) {
+        Ok(server) => server,
+        Err(why) => {
+            let all = std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL");
+            assert!(all.is_none_or(|all| all != "1"), "a path that does not answer: {why}");
+            return eprintln!("skipped a path that does not answer: {why}");
+        }
+    };
+    let place = place();
+    let ill = server.path.join(ILL);
+    let began = Instant::now();
+    let mut running = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["measure", "--output", "json", "--time-budget"])
+        .arg(format!("{}s", BUDGET.as_secs()))
+        .arg(&ill)
+        .args(["good", "absent"])
+        .current_dir(place.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut document = String::new();
+    BufReader::new(running.stdout.take().unwrap())
+        .read_line(&mut document)
+        .unwrap();
+    let after = began.elapsed();
+    let has_ended = running.try_wait().unwrap().is_some();
+    // Now it ends, whatever it waits for.
+    drop(server);
+    let ended = running.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(after < BUDGET + LATE, "after {after:?}: {told}");
+    assert!(!has_ended, "nothing hung: {document}");
+    let found: Value = serde_json::from_str(&document).unwrap();
+    let of = |index: usize, field: &str| found["measurements"][index][field].clone();
+    assert_eq!(
+        [0, 1, 2].map(|index| of(index, "state")),
+        ["timeout", "complete", "missing"],
+        "{document}"
+    );
+    assert_eq!(of(0, "state_detail"), "the path itself does not answer");
+    assert_eq!(of(1, "used_bytes"), du(&place.path().join("good"), "-B1"));
+    assert!(
+        told.contains(&format!("{} has not answered yet", ill.display())),
+        "{told}"
+    );
+    // The kernel may end what was killed in its midst in its own way.
+    assert!([Some(3), None].contains(&ended.status.code()), "{:?}", ended.status);
 }
