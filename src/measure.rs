@@ -80,10 +80,8 @@ pub fn main(arguments: MeasureArguments) -> Exit {
     let began = Instant::now();
     let (mut asked, late) = ask(paths, time_budget.map(|budget| budget / ASKING_SHARE));
     asked.iter().for_each(Asked::tell_note);
-    let silent = || asked.iter().filter(|one| one.answer.is_none());
-    if let Some(first) = silent().next() {
-        let others = silent().count() - 1;
-        tell(&format!("note: {} not answered yet", has_or_have(first, others)));
+    if let Some(silent) = first_of(asked.iter().filter(|one| one.answer.is_none())) {
+        tell(&format!("note: no answer yet from {silent}"));
     }
     let config = Config {
         total_budget: config.total_budget.map(|budget| budget.saturating_sub(began.elapsed())),
@@ -97,6 +95,7 @@ pub fn main(arguments: MeasureArguments) -> Exit {
         OutputFormat::Json => write_json(&measured),
         OutputFormat::Prometheus => write_exposition(&measured),
     };
+    tell_what_hangs(&measured);
     match written {
         // A reader that has seen enough is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -158,13 +157,13 @@ impl Asked {
     }
 }
 
-fn has_or_have(first: &Asked, others: usize) -> String {
-    let path = printable(&first.path);
-    match others {
-        0 => format!("{path} has"),
-        1 => format!("{path} and another path have"),
-        _ => format!("{path} and {others} other paths have"),
-    }
+/// The first path, and how many there are beside it.
+fn first_of<'a>(mut asked: impl Iterator<Item = &'a Asked>) -> Option<String> {
+    let first = printable(&asked.next()?.path);
+    Some(match asked.count() {
+        0 => first,
+        others => format!("{first} and {others} more"),
+    })
 }
 
 /// Asks where the given paths lead, until all have answered or nothing more is heard; what comes later comes by the
@@ -359,6 +358,30 @@ fn as_path(asked: &Asked, mut measurement: Measurement, came_late: bool) -> Meas
         _ => {}
     }
     measurement
+}
+
+/// Says why the process does not end: the kernel ends no thread that waits for a file system which does not answer.
+fn tell_what_hangs(measured: &[(Asked, Measurement)]) {
+    let late = measured.iter().filter(|(_, one)| one.state == State::Timeout);
+    let Some(late) = first_of(late.map(|(asked, _)| asked)) else {
+        return;
+    };
+    let began = Instant::now();
+    // What only came too late ends as soon as it sees so.
+    while other_threads() > 0 {
+        if began.elapsed() > SILENCE_MAX {
+            return tell(&format!(
+                "note: a disk or a server below {late} does not answer; this process ends when it does"
+            ));
+        }
+        std::thread::sleep(SILENCE);
+    }
+}
+
+/// How many threads this process has beside this one; none where /proc does not tell.
+fn other_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    threads.saturating_sub(1)
 }
 
 /// What is shown on a terminal while people wait.
