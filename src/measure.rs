@@ -1,5 +1,6 @@
 //! The program `measure`: the worker's measurement on this machine, without a cluster.
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use lp_measure::{Config, Measurement, Method, MountTable, PlaceError, Progress, State, Target, Wanted};
+use lp_measure::{Config, DirectoryId, Measurement, Method, MountTable, PlaceError, Progress, State, Target, Wanted};
 use serde::Serialize;
 
 use crate::cli::{MeasureArguments, OutputFormat};
@@ -462,7 +463,7 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
         ]);
     }
     if rows.len() > 1 {
-        let counted = outermost(measured);
+        let counted = outermost(measured, &MountTable::read());
         let known = measured.iter().filter(|(_, one)| one.used_bytes.is_some()).count();
         let name = if known == rows.len() {
             "total".to_owned()
@@ -489,27 +490,45 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
     out.flush()
 }
 
-/// The measurements of which none lies in another, so that their sum counts nothing twice.
-fn outermost(measured: &[(Asked, Measurement)]) -> Vec<&Measurement> {
-    let places: Vec<Option<&PathBuf>> = measured.iter().map(|(asked, _)| asked.place()).collect();
-    // What has no number counts nothing of what is in it, and a mount inside is not counted either.
-    let mounts = MountTable::read();
-    let is_within = |inner: &Path, outer: &Path| {
-        let way = inner.strip_prefix(outer).ok()?;
-        let (outer, inner) = (mounts.place(outer)?, mounts.place(inner)?);
-        Some(inner.0 == outer.0 && inner.1 == outer.1.join(way))
+/// The measurements with a number of which none lies in another, so that their sum counts nothing twice.
+fn outermost<'a>(measured: &'a [(Asked, Measurement)], mounts: &MountTable) -> Vec<&'a Measurement> {
+    // What has no number counts nothing of what is in it.
+    let known: Vec<&(Asked, Measurement)> = measured.iter().filter(|(_, one)| one.used_bytes.is_some()).collect();
+    let place_of = |asked: &Asked| mounts.place(asked.place()?);
+    let places: Vec<Option<(String, PathBuf)>> = known.iter().map(|(asked, _)| place_of(asked)).collect();
+    let mut at_place: HashMap<(&str, &Path), Vec<usize>> = HashMap::new();
+    let mut first_of_directory: HashMap<DirectoryId, usize> = HashMap::new();
+    for (index, (place, (_, one))) in places.iter().zip(&known).enumerate() {
+        if let Some((device, way)) = place {
+            at_place.entry((device, way)).or_default().push(index);
+        }
+        if let Some(directory) = one.directory {
+            first_of_directory.entry(directory).or_insert(index);
+        }
+    }
+    let is_again = |index: usize| {
+        let directory = known[index].1.directory;
+        directory.is_some_and(|directory| first_of_directory[&directory] < index)
     };
-    let is_outermost = |(index, place): (usize, &PathBuf)| {
-        let holds = |(other_index, other): (usize, &Option<&PathBuf>)| {
-            measured[other_index].1.used_bytes.is_some()
-                && other.is_some_and(|other| {
-                    (place != other || other_index < index) && is_within(place, other).unwrap_or(false)
-                })
+    // Whatever paths lead to the two; a mount inside the outer one may hide the inner one from it.
+    let holds = |outer: usize, inner: usize, way: &Path| {
+        let path = known[outer].0.place();
+        path.is_some_and(|path| mounts.place(&path.join(way)) == places[inner])
+    };
+    let is_inside = |index: usize| {
+        let Some((device, way)) = &places[index] else {
+            return false;
         };
-        !places.iter().enumerate().any(holds)
+        way.ancestors().any(|above| {
+            let outer = at_place.get(&(device, above)).into_iter().flatten();
+            let inner_way = way.strip_prefix(above).unwrap_or(way);
+            outer
+                .filter(|outer| above != way || **outer < index)
+                .any(|outer| holds(*outer, index, inner_way))
+        })
     };
-    let indices = (0..measured.len()).filter(|index| places[*index].is_some_and(|place| is_outermost((*index, place))));
-    indices.map(|index| &measured[index].1).collect()
+    let indices = (0..known.len()).filter(|index| !is_again(*index) && !is_inside(*index));
+    indices.map(|index| &known[index].1).collect()
 }
 
 fn write_largest(out: &mut impl Write, asked: &Asked, one: &Measurement) -> io::Result<()> {
@@ -699,4 +718,72 @@ fn write_exposition(measured: &[(Asked, Measurement)]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(exposition.finish().text().as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(path: &str, directory: Option<(u64, u64)>, used_bytes: Option<u64>) -> (Asked, Measurement) {
+        let asked = Asked {
+            path: PathBuf::from(path),
+            times: 1,
+            answer: Some(Answer {
+                place: Ok(PathBuf::from(path)),
+                followed_symlink_to: None,
+            }),
+        };
+        let measurement = Measurement {
+            used_bytes,
+            directory: directory.map(|(device, inode)| DirectoryId { device, inode }),
+            ..Measurement::without_number(State::Complete, None)
+        };
+        (asked, measurement)
+    }
+
+    #[test]
+    fn the_total_counts_each_directory_once() {
+        const MOUNTS: &str = "\
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 8:1 /data /bound rw - ext4 /dev/sda1 rw
+31 22 8:17 / /data/disk rw - xfs /dev/sdb1 rw
+32 22 0:50 / /hidden/below rw - tmpfs tmpfs rw
+33 22 0:51 / /hidden rw - tmpfs tmpfs rw
+";
+        // Used bytes are powers of two: the sum tells which were counted.
+        for (paths, expected, why) in [
+            (&["/data", "/data/a"][..], 1, "one inside the other"),
+            (&["/data/a", "/data"], 2, "whatever comes first"),
+            (&["/data", "/database"], 3, "two names that begin alike"),
+            (&["/data", "/data/disk"], 3, "a mount in between, which is not entered"),
+            (&["/data", "/bound"], 1, "a bind mount of the whole"),
+            (&["/data", "/bound/a/b"], 1, "inside by the bind mount"),
+            (&["/data/a", "/bound"], 2, "the bind mount is the outer one"),
+            (
+                &["/data", "/bound/disk"],
+                3,
+                "below the mount that hides it from the walk",
+            ),
+            (&["/bound", "/bound/disk"], 1, "the bind mount is without that mount"),
+            (&["/hidden", "/hidden/below"], 1, "a mount that a later one hides"),
+        ] {
+            let numbers = paths.iter().enumerate();
+            let all: Vec<_> = numbers
+                .map(|(bit, path)| measured(path, None, Some(1 << bit)))
+                .collect();
+            let counted = outermost(&all, &MountTable::parse(MOUNTS));
+            let sum: u64 = counted.iter().filter_map(|one| one.used_bytes).sum();
+            assert_eq!(sum, expected, "{why}: {paths:?}");
+        }
+        let nothing_known = MountTable::default();
+        let check = |first, second, expected: usize| {
+            let all = [measured("/a", first, Some(1)), measured("/b", second, Some(1))];
+            assert_eq!(outermost(&all, &nothing_known).len(), expected, "{first:?} {second:?}");
+        };
+        check(Some((8, 2)), Some((8, 2)), 1);
+        check(Some((8, 2)), Some((9, 2)), 2);
+        check(None, None, 2);
+        let without_number = [measured("/data", None, None), measured("/data/a", None, Some(1))];
+        assert_eq!(outermost(&without_number, &MountTable::parse(MOUNTS)).len(), 1);
+    }
 }
