@@ -682,15 +682,19 @@ fn json_entry((asked, one): &(Asked, Measurement)) -> Entry<'_> {
     }
 }
 
-/// A path as a label: bytes that are not UTF-8 are written out, because two paths must not become one series.
+/// A path as a label: bytes that are not UTF-8 are written out, and backslashes too, because two paths must not become
+/// one series.
 fn label_of(path: &Path) -> String {
     let mut label = String::new();
+    let write_out = |label: &mut String, byte: u8| label.push_str(&format!("\\x{byte:02x}"));
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
-        label.push_str(chunk.valid());
-        chunk
-            .invalid()
-            .iter()
-            .for_each(|byte| label.push_str(&format!("\\x{byte:02x}")));
+        for character in chunk.valid().chars() {
+            match character {
+                '\\' => write_out(&mut label, b'\\'),
+                _ => label.push(character),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| write_out(&mut label, *byte));
     }
     label
 }
@@ -739,6 +743,20 @@ mod tests {
             ..Measurement::without_number(State::Complete, None)
         };
         (asked, measurement)
+    }
+
+    #[test]
+    fn no_two_paths_have_one_label() {
+        for (path, expected) in [
+            (&b"/a b/\xc3\xa4\n"[..], "/a b/\u{e4}\n"),
+            (b"a\xff", r"a\xff"),
+            (br"a\xff", r"a\x5cxff"),
+            (b"a\\\xff", r"a\x5c\xff"),
+            (br"a\\", r"a\x5c\x5c"),
+        ] {
+            let path = Path::new(std::ffi::OsStr::from_bytes(path));
+            assert_eq!(label_of(path), expected, "{path:?}");
+        }
     }
 
     #[test]
