@@ -444,15 +444,13 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let human = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| ByteSize(bytes).display().iec().to_string());
-    let apparent = |one: &Measurement| human(one.apparent_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX)));
     for (asked, one) in &rows {
         let inodes = one
             .inodes_used
             .map_or("-".to_owned(), |inodes| HumanCount(inodes).to_string());
         table.add_row([
-            human(one.used_bytes),
-            apparent(one),
+            human(one.used_bytes.map(u128::from)),
+            human(one.apparent_bytes),
             inodes,
             if one.method == Some(Method::Statfs) {
                 format!("{} ({})", one.state, Method::Statfs)
@@ -470,10 +468,11 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
         } else {
             format!("total of {known} of {} paths", rows.len())
         };
-        let sum = |number: fn(&Measurement) -> Option<u64>| counted.iter().filter_map(|one| number(one)).sum::<u64>();
-        let used = human((known > 0).then(|| sum(|one| one.used_bytes)));
+        let numbers = |number: fn(&Measurement) -> Option<u64>| counted.iter().filter_map(move |one| number(one));
+        let used = numbers(|one| one.used_bytes).map(u128::from).sum();
+        let used = human((known > 0).then_some(used));
         let inodes = if known > 0 {
-            HumanCount(sum(|one| one.inodes_used)).to_string()
+            HumanCount(numbers(|one| one.inodes_used).fold(0, u64::saturating_add)).to_string()
         } else {
             "-".to_owned()
         };
@@ -488,6 +487,16 @@ fn write_table(measured: &[(Asked, Measurement)]) -> io::Result<()> {
         write_problems(&mut out, asked, one)?;
     }
     out.flush()
+}
+
+/// Bytes for people; nothing where there is no number. More than 64 bits hold is possible: sizes of sparse files.
+fn human(bytes: Option<u128>) -> String {
+    const EXBIBYTE: f64 = (1u64 << 60) as f64;
+    match bytes.map(|bytes| (bytes, u64::try_from(bytes))) {
+        None => "-".to_owned(),
+        Some((_, Ok(bytes))) => ByteSize(bytes).display().iec().to_string(),
+        Some((bytes, Err(_))) => format!("{:.1} EiB", bytes as f64 / EXBIBYTE),
+    }
 }
 
 /// The measurements with a number of which none lies in another, so that their sum counts nothing twice.
@@ -743,6 +752,22 @@ mod tests {
             ..Measurement::without_number(State::Complete, None)
         };
         (asked, measurement)
+    }
+
+    #[test]
+    fn bytes_for_people() {
+        const EXBIBYTE: u128 = 1 << 60;
+        for (bytes, expected) in [
+            (None, "-"),
+            (Some(0), "0 B"),
+            (Some(10_000), "9.8 KiB"),
+            (Some(8 * EXBIBYTE), "8.0 EiB"),
+            (Some(16 * EXBIBYTE - 1), "16.0 EiB"),
+            (Some(16 * EXBIBYTE), "16.0 EiB"),
+            (Some(24 * EXBIBYTE), "24.0 EiB"),
+        ] {
+            assert_eq!(human(bytes), expected, "{bytes:?}");
+        }
     }
 
     #[test]
