@@ -1,14 +1,21 @@
 //! `lp-exporter measure` as a user runs it: what it prints, says and returns, whatever it is given.
 #![allow(clippy::unwrap_used)]
 
+// The tests of the measuring itself have more use for it.
+#[allow(dead_code)]
+#[path = "../measure/tests/broken/server.rs"]
+mod server;
+
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use server::{ILL, Operation, Server, Trouble};
 
 struct Ended {
     code: Option<i32>,
@@ -161,15 +168,18 @@ fn hostile_names() {
         assert_eq!(odd, None, "{told:?}");
         assert!(!told.contains("pwned\n"), "{told:?}");
     }
-    for name in [b"a\xff", b"a\xfe"] {
-        fs::create_dir(place.path().join(OsString::from_vec(name.to_vec()))).unwrap();
+    let names = [&b"a\xff"[..], b"a\xfe", br"a\xff"].map(|name| OsString::from_vec(name.to_vec()));
+    for name in &names {
+        fs::create_dir(place.path().join(name)).unwrap();
     }
-    let both = [b"a\xff", b"a\xfe"].map(|name| OsString::from_vec(name.to_vec()));
-    let ended = measure(place.path(), &[words("--output prometheus").as_slice(), &both].concat());
+    let ended = measure(
+        place.path(),
+        &[words("--output prometheus").as_slice(), &names].concat(),
+    );
     let mut lines: Vec<&str> = ended.out.lines().filter(|line| !line.starts_with('#')).collect();
     let count = lines.len();
     lines.dedup_by_key(|line| line.split(' ').next());
-    assert_eq!((lines.len(), count), (8, 8), "{}", ended.out);
+    assert_eq!((lines.len(), count), (12, 12), "{}", ended.out);
 }
 
 #[test]
@@ -213,4 +223,63 @@ fn nobody_to_tell_is_no_failure() {
         .unwrap();
     assert_eq!(ended.status.code(), Some(0));
     assert!(ended.stdout.starts_with(b"{"));
+}
+
+/// Where the path itself hangs, not even the words of it may wait: the others are measured, and all is told in time.
+#[test]
+fn a_path_that_does_not_answer() {
+    const BUDGET: Duration = Duration::from_secs(4);
+    /// What the clock of a busy machine is granted.
+    const LATE: Duration = Duration::from_secs(4);
+    let server = match Server::start(Trouble::Hangs(Operation::Attributes, ILL)) {
+        Ok(server) => server,
+        Err(why) => {
+            let all = std::env::var_os("LP_EXPORTER_TEST_REQUIRE_ALL");
+            assert!(all.is_none_or(|all| all != "1"), "a path that does not answer: {why}");
+            return eprintln!("skipped a path that does not answer: {why}");
+        }
+    };
+    let place = place();
+    let ill = server.path.join(ILL);
+    let [out, errors] = ["out", "errors"].map(|name| place.path().join(name));
+    let mut running = Command::new(env!("CARGO_BIN_EXE_lp-exporter"))
+        .args(["measure", "--output", "json", "--time-budget"])
+        .arg(format!("{}s", BUDGET.as_secs()))
+        .arg(&ill)
+        .args(["good", "absent"])
+        .current_dir(place.path())
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&errors).unwrap())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let told = || fs::read_to_string(&errors).unwrap();
+    while began.elapsed() < BUDGET + LATE && !told().contains("this process ends when it does") {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (document, told) = (fs::read_to_string(&out).unwrap(), told());
+    let has_ended = running.try_wait().unwrap().is_some();
+    // Now it ends, whatever it waits for.
+    drop(server);
+    let ended = running.wait().unwrap();
+    assert!(!has_ended, "nothing hung: {document} {told}");
+    let found: Value = serde_json::from_str(&document).expect("the result in time");
+    let of = |index: usize, field: &str| found["measurements"][index][field].clone();
+    assert_eq!(
+        [0, 1, 2].map(|index| of(index, "state")),
+        ["timeout", "complete", "missing"],
+        "{document}"
+    );
+    assert_eq!(of(0, "state_detail"), "the path itself does not answer");
+    assert_eq!(of(1, "used_bytes"), du(&place.path().join("good"), "-B1"));
+    let ill = ill.display();
+    for expected in [
+        format!("no answer yet from {ill}"),
+        format!("below {ill} does not answer"),
+    ] {
+        assert!(told.contains(&expected), "{expected:?} is not in {told}");
+    }
+    // The kernel may end what was killed in its midst in its own way.
+    assert!([Some(3), None].contains(&ended.code()), "{ended:?}");
 }

@@ -37,6 +37,8 @@ fn id_from_proc(fd: BorrowedFd) -> Result<MountId, Errno> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
     pub(crate) id: MountId,
+    /// The mount that it stands on.
+    pub(crate) parent: MountId,
     /// Major and minor number.
     pub(crate) device: (u32, u32),
     /// The directory of the file system that is mounted.
@@ -67,13 +69,15 @@ fn parse_line(line: &str) -> Option<Mount> {
     let (place, file_system) = line.split_once(" - ")?;
     let mut place = place.split(' ');
     let id = MountId(place.next()?.parse().ok()?);
-    let (major, minor) = place.nth(1)?.split_once(':')?;
+    let parent = MountId(place.next()?.parse().ok()?);
+    let (major, minor) = place.next()?.split_once(':')?;
     let (root, point) = (unescape(place.next()?), unescape(place.next()?));
     let mut file_system = file_system.split(' ');
     let (kind, source) = (file_system.next()?.to_owned(), file_system.next()?.to_owned());
     let options: Vec<&str> = file_system.next()?.split(',').collect();
     Some(Mount {
         id,
+        parent,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root,
         point,
@@ -89,6 +93,32 @@ fn parse_line(line: &str) -> Option<Mount> {
 pub(crate) fn of_path<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     let around = mounts.iter().filter(|mount| path.starts_with(&mount.point));
     around.max_by_key(|mount| mount.point.components().count())
+}
+
+/// The mount that a path ends on, found as the kernel finds it: from the root over one mount to the next. One that stands
+/// below a later one is not on the way.
+fn at_the_end<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    // Of two at one place the later one covers the other.
+    let next = |is_next: &dyn Fn(&Mount) -> bool| {
+        let next = mounts
+            .iter()
+            .filter(|mount| path.starts_with(&mount.point) && is_next(mount));
+        next.rev().min_by_key(|mount| mount.point.components().count())
+    };
+    // The root stands on itself, or on what this process does not see.
+    let mut at = next(&|mount| {
+        mounts
+            .iter()
+            .all(|other| other.id != mount.parent || other.id == mount.id)
+    })?;
+    // A text that is not the kernel's may lead in a circle.
+    for _ in mounts {
+        match next(&|mount| mount.parent == at.id && mount.id != at.id) {
+            Some(mount) => at = mount,
+            None => break,
+        }
+    }
+    Some(at)
 }
 
 /// Blank, tab, line end and backslash stand there in octal.
@@ -132,12 +162,8 @@ impl MountTable {
     /// Where a path lies on its file system: the device, and the way from the root of that file system. Two paths that
     /// are placed alike are one directory, through bind mounts too. No file system is asked, and no symbolic link known.
     pub fn place(&self, path: &Path) -> Option<(String, PathBuf)> {
-        let covering = self.0.iter().filter_map(|mount| {
-            let inside = path.strip_prefix(&mount.point).ok()?;
-            Some((mount, inside))
-        });
-        // Of two mounts at one place the later one covers the other.
-        let (mount, inside) = covering.max_by_key(|(mount, _)| mount.point.components().count())?;
+        let mount = at_the_end(&self.0, path)?;
+        let inside = path.strip_prefix(&mount.point).ok()?;
         let device = format!("{}:{}", mount.device.0, mount.device.1);
         let place: PathBuf = mount.root.components().chain(inside.components()).collect();
         Some((device, place))
@@ -310,6 +336,35 @@ a line that is none
             assert_eq!(table.place(Path::new(path)), expected, "{path}");
         }
         assert_eq!(MountTable::default().place(Path::new("/x")), None);
+    }
+
+    #[test]
+    fn a_mount_hides_those_that_stood_below_it() {
+        let table = MountTable::parse(
+            "\
+1 1 0:2 / / rw - rootfs rootfs rw
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 0:50 / /a/b rw - tmpfs tmpfs rw
+31 22 0:51 / /a rw - tmpfs tmpfs rw
+32 31 0:52 / /a/c rw - tmpfs tmpfs rw
+33 32 0:53 / /a/c rw - tmpfs tmpfs rw
+",
+        );
+        for (path, device, place) in [
+            ("/x", "8:1", "/x"),
+            ("/a/b/x", "0:51", "/b/x"),
+            ("/a/c/x", "0:53", "/x"),
+        ] {
+            let expected = Some((device.to_owned(), PathBuf::from(place)));
+            assert_eq!(table.place(Path::new(path)), expected, "{path}");
+        }
+        let circle = "40 22 8:1 / / rw - ext4 a rw\n41 42 8:2 / /a rw - ext4 b rw\n42 41 8:3 / /a rw - ext4 c rw\n";
+        let place = MountTable::parse(circle).place(Path::new("/a"));
+        assert_eq!(
+            place,
+            Some(("8:1".to_owned(), PathBuf::from("/a"))),
+            "no way leads there"
+        );
     }
 
     #[test]

@@ -249,6 +249,7 @@ mod tests {
         symlink(&circle, circle.join("slaves/dm-7")).unwrap();
         let mount = |device, point: &str, source: &str| Mount {
             id: MountId(1),
+            parent: MountId(0),
             device,
             root: "/".into(),
             point: point.into(),
