@@ -349,8 +349,8 @@ impl Descriptors {
     /// Left for everything else in the process.
     const RESERVE: u64 = 96;
     const LEAST: u64 = 16;
-    /// More would only hold memory, some kilobyte of the kernel's each. What waits below a directory without one is lost
-    /// when that directory is moved.
+    /// Each holds a kilobyte of the kernel's memory. What waits below a directory without one cannot be found again when
+    /// that directory is moved: then there is no number.
     const MOST: u64 = 8192;
     /// When the process has none left it may be somebody else who holds them: wait, but not for ever.
     const TRIES: usize = 100;
