@@ -2376,12 +2376,20 @@ async fn a_run_survives_broken_watches() {
     let mut stage = Stage::new().await;
     stage.fate("node-2", Fate::Hang);
     let child = stage.start(&[]);
-    wait_until(&stage, |stage| stage.jobs_made().len() == 3).await;
+    let hanging_pod = |stage: &Stage| {
+        let pods = stage.server.objects("pods").into_iter();
+        let hangs = |pod: &Value| {
+            pod["spec"]["nodeName"] == "node-2" && pod["status"]["containerStatuses"][0]["state"].is_object()
+        };
+        pods.filter(hangs).map(|pod| name(&pod)).next()
+    };
+    wait_until(&stage, |stage| {
+        stage.jobs_made().len() == 3 && hanging_pod(stage).is_some()
+    })
+    .await;
     stage.server.cut_watches();
     stage.server.compact();
-    let pods = stage.server.objects("pods");
-    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == "node-2").map(name);
-    let pod = pod.expect("the worker of node-2 has a pod");
+    let pod = hanging_pod(&stage).expect("it was there");
     stage.server.update("pods", NAMESPACE, &pod, |pod| {
         pod["status"]["phase"] = "Succeeded".into();
         pod["status"]["containerStatuses"][0]["state"] = json!({"terminated": {"exitCode": 0, "reason": "Completed"}});
